@@ -1,0 +1,102 @@
+"""The one interface of all attention backends, and the words they share.
+
+::
+
+    one sequence          |<------------ seq_len ------------>|
+    positions             0 ....... context_len ....... seq_len
+                          | already in cache |  query_len new |
+
+    flat batch of T rows  [ seq 0 rows | seq 1 rows | ... ]   query_start_loc = exclusive prefix sum of query_len, B+1 entries
+
+    KV cache, per layer   key_cache, value_cache: [num_blocks, block_size, Hkv, D]
+    slot of position p    block_table[p // block_size] * block_size + p % block_size     (the only source of a slot)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheLayer:
+    """K and V of one layer, each ``[num_blocks, block_size, Hkv, D]``."""
+
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """Where the rows of a flat batch live.  All tensors are on the model's device.
+
+    query_start_loc  int32 [B + 1]    first flat row of each sequence; [-1] = T
+    seq_lens         int32 [B]        context_len + query_len of each sequence
+    block_tables     int32 [B, W]     physical block ids; entries past a sequence's blocks are -1 and never read
+    slot_mapping     int64 [T]        slot that row t's new K/V goes to; < 0 = do not store (padding)
+    block_size       slots in a block
+    max_query_len, max_seq_len, query_lens, seq_lens_list: host copies, so that no backend must sync to read them
+    """
+
+    query_start_loc: Tensor
+    seq_lens: Tensor
+    block_tables: Tensor
+    slot_mapping: Tensor
+    block_size: int
+    max_query_len: int
+    max_seq_len: int
+    query_lens: tuple[int, ...]
+    seq_lens_list: tuple[int, ...]
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.query_lens)
+
+
+class AttentionBackend(Protocol):
+    """Causal attention of new rows over a paged cache.
+
+    ``forward`` first stores the rows' K/V at ``meta.slot_mapping``, then row t of sequence b at position p attends positions
+    ``max(0, p - window + 1) .. p`` of the same sequence, read through its block table alone.  Query head h reads K/V head
+    ``h // (Hq // Hkv)``.  Slots that no table position covers may hold anything, NaN included, and never reach the result.
+    """
+
+    name: str
+
+    def forward(
+        self,
+        query: Tensor,  # [T, Hq, D], RoPE applied
+        key: Tensor,  # [T, Hkv, D], RoPE applied
+        value: Tensor,  # [T, Hkv, D]
+        cache: KVCacheLayer,
+        meta: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:  # [T, Hq, D], query's dtype
+        ...
+
+
+def store_kv(key: Tensor, value: Tensor, cache: KVCacheLayer, slot_mapping: Tensor) -> None:
+    """Write rows ``key, value [T, Hkv, D]`` to their slots with torch indexing; rows whose slot is < 0 are skipped."""
+    flat_key = cache.key.view(-1, *cache.key.shape[2:])
+    flat_value = cache.value.view(-1, *cache.value.shape[2:])
+    if bool((slot_mapping < 0).any()):
+        keep = slot_mapping >= 0
+        key, value, slot_mapping = key[keep], value[keep], slot_mapping[keep]
+    flat_key.index_copy_(0, slot_mapping, key.to(flat_key.dtype))
+    flat_value.index_copy_(0, slot_mapping, value.to(flat_value.dtype))
+
+
+def empty_cache_layer(
+    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> KVCacheLayer:
+    """Zeroed K/V storage of one layer."""
+    shape = (num_blocks, block_size, num_kv_heads, head_dim)
+    return KVCacheLayer(
+        key=torch.zeros(shape, dtype=dtype, device=device), value=torch.zeros(shape, dtype=dtype, device=device)
+    )
