@@ -1,0 +1,37 @@
+"""Options and groups of the whole suite.  Groups that cannot run here are skipped with the reason."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported anywhere: tests run in parallel processes on few cores, and spinning OpenMP workers starve them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pagedbench")
+    group.addoption("--slow", action="store_true", help="also run tests that take minutes")
+    group.addoption("--external", action="store_true", help="also run tests against other engines (see docs/engines.md)")
+
+
+def has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    cuda: bool | None = None
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+        if "external" in item.keywords and not config.getoption("--external"):
+            item.add_marker(pytest.mark.skip(reason="needs other engines; run with --external"))
+        if "gpu" in item.keywords:
+            cuda = has_cuda() if cuda is None else cuda
+            if not cuda:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
