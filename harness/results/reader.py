@@ -1,0 +1,200 @@
+"""Read a run directory back, whether the run ended well or was killed midway.
+
+A finished run holds Parquet tables; a run that was killed still holds the journals it was writing, one JSON object a
+line with the same column names (``requests.jsonl`` instead of ``requests.parquet``).  Both give the same :class:`Run`.
+
+What is missing stays missing: a table that was never begun is empty, an absent ``summary.json`` is ``None``, a NaN
+becomes null.  What contradicts itself (another schema version, columns that are absent or of the wrong type, a summary
+of another run) is a :class:`RunReadError` with one sentence for the user.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+
+from harness.results.schema import (
+    CHUNK_COLUMNS,
+    METRIC_COLUMNS,
+    REQUEST_COLUMNS,
+    SCHEMA_VERSION,
+    SYSTEM_COLUMNS,
+    RunManifest,
+    Summary,
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "requests": REQUEST_COLUMNS,
+    "chunks": CHUNK_COLUMNS,
+    "metrics": METRIC_COLUMNS,
+    "system": SYSTEM_COLUMNS,
+}
+
+_JOURNAL_BLOCK_BYTES = 16 << 20  # a journal line longer than this is refused by the JSON reader
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class RunReadError(ValueError):
+    """A run directory that cannot be read.  The message names the file and what to do; it is shown as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run directory in memory.  Its tables have exactly the columns of ``harness.results.schema``, in order."""
+
+    path: Path
+    manifest: RunManifest
+    summary: Summary | None
+    requests: pa.Table
+    chunks: pa.Table
+    metrics: pa.Table
+    system: pa.Table
+
+
+def load_run(path: Path) -> Run:
+    """Read the run directory at ``path``.
+
+    Raises :class:`RunReadError` when it is not a run directory, was written under another schema version, or when its
+    files contradict the schema or each other.
+    """
+    if not path.is_dir():
+        problem = "is a file" if path.exists() else "does not exist"
+        raise RunReadError(f"{path} {problem}; give a run directory, the folder that holds run.json")
+    if not (path / "run.json").is_file():
+        raise RunReadError(
+            f"{path} holds no run.json, so it is not a run directory; give the folder `pagedbench run` wrote"
+        )
+    manifest = _load_document(path / "run.json", RunManifest)
+    summary = _load_document(path / "summary.json", Summary) if (path / "summary.json").is_file() else None
+    known = {cell.cell_id for cell in manifest.cells}
+    if summary is not None:
+        _check_summary(path, manifest, summary, known)
+    tables = {name: load_table(path, name) for name in TABLES}
+    for name, table in tables.items():
+        strangers = sorted(set(pc.unique(table["cell_id"]).to_pylist()) - known, key=str)
+        if strangers:
+            raise RunReadError(
+                f"{path / name} has rows of cell {strangers[0]!r}, which run.json does not list; "
+                "the directory mixes files of different runs, keep each run in its own"
+            )
+    return Run(path=path, manifest=manifest, summary=summary, **tables)
+
+
+def load_table(path: Path, name: str) -> pa.Table:
+    """Table ``name`` (a key of ``TABLES``) of the run directory ``path``; empty when it was never begun.
+
+    The Parquet file wins over the journal unless it is damaged (the writer was killed while it converted).
+    """
+    schema = TABLES[name]
+    parquet, journal = path / f"{name}.parquet", path / f"{name}.jsonl"
+    if parquet.is_file():
+        try:
+            table = pq.read_table(parquet)
+        except (pa.ArrowInvalid, OSError) as error:
+            if not journal.is_file():
+                raise RunReadError(f"{parquet} is damaged and no journal is beside it; run again ({error})") from error
+        else:
+            return _conform(table, schema, parquet)
+    if journal.is_file():
+        return _conform(_read_journal(journal, schema), schema, journal)
+    return schema.empty_table()
+
+
+def _load_document(file: Path, model: type[M]) -> M:
+    try:
+        document = json.loads(file.read_bytes())
+    except (ValueError, OSError) as error:
+        raise RunReadError(f"{file} is not readable as JSON ({error}); the file is damaged, run again") from error
+    version = document.get("schema_version", SCHEMA_VERSION) if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RunReadError(
+            f"{file} has schema version {version!r} and this PagedBench reads {SCHEMA_VERSION}; "
+            "use the version of PagedBench that wrote it, or run again"
+        )
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise RunReadError(f"{file} breaks the schema at {where}: {first['msg']}{more}") from error
+
+
+def _check_summary(path: Path, manifest: RunManifest, summary: Summary, known: set[str]) -> None:
+    if summary.run_id != manifest.run_id:
+        raise RunReadError(
+            f"{path / 'summary.json'} belongs to run {summary.run_id!r} but run.json to {manifest.run_id!r}; "
+            "keep each run in its own directory"
+        )
+    for cell in summary.cells:
+        if cell.cell_id not in known:
+            raise RunReadError(f"{path / 'summary.json'} has a cell {cell.cell_id!r} that run.json does not list")
+
+
+def _read_journal(file: Path, schema: pa.Schema) -> pa.Table:
+    """Rows of a journal.  A last line that the kill cut short is dropped; any other bad line is an error."""
+    data = file.read_bytes()
+    body, _, tail = data.rpartition(b"\n")
+    if tail.strip() and _is_object(tail):
+        body = data
+    if not body.strip():
+        return schema.empty_table()
+    options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    read = pa_json.ReadOptions(block_size=_JOURNAL_BLOCK_BYTES)
+    try:
+        return pa_json.read_json(pa.BufferReader(body), read_options=read, parse_options=options)
+    except pa.ArrowInvalid:
+        return _read_journal_by_line(file, body, schema)
+
+
+def _read_journal_by_line(file: Path, body: bytes, schema: pa.Schema) -> pa.Table:
+    """The slow way, for what the fast reader refuses: accepts NaN, and finds the line to blame."""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(body.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+            pa.Table.from_pylist([row], schema=schema)
+        except (ValueError, pa.ArrowException) as error:
+            raise RunReadError(
+                f"{file} line {number} is not a row of this table ({error}); delete that line"
+            ) from error
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _conform(table: pa.Table, schema: pa.Schema, file: Path) -> pa.Table:
+    """``table`` with exactly the columns of ``schema``; columns it does not know are dropped, NaN becomes null."""
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise RunReadError(f"{file} lacks the column {missing[0]!r}; it was written under another schema, run again")
+    columns = []
+    for field in schema:
+        column = table[field.name]
+        try:
+            column = column.cast(field.type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise RunReadError(f"{file} column {field.name!r} is {column.type} where {field.type} belongs") from error
+        if pa.types.is_floating(field.type):
+            column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, field.type))
+        columns.append(column)
+    return pa.table(columns, schema=schema)
