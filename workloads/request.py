@@ -1,0 +1,87 @@
+"""What a schedule is made of: requests, the load that releases them, and the digest that names the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal, TypedDict
+
+
+class WorkloadError(ValueError):
+    """A workload that cannot be built as asked.  The message, shown as it is, names the parameter and what to do."""
+
+
+class Message(TypedDict):
+    """One chat message, as the OpenAI API spells it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Sampling parameters of a request.  Greedy by default: two engines can then be asked for the same text."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpec:
+    """One planned request.  Exactly one of ``messages`` (chat) and ``prompt`` (completions) is set.
+
+    ``prompt_tokens`` is what the server should count for the whole prompt, chat template included; ``exact`` says
+    whether a tokenizer confirmed it.  ``shared_tokens`` of them also start another request's prompt on purpose (system
+    prompt, earlier turns).  ``after`` is the index of the request whose end releases this one (an earlier turn),
+    ``think_s`` the pause in between, in seconds.
+    """
+
+    index: int
+    messages: tuple[Message, ...] | None
+    prompt: str | None
+    prompt_tokens: int
+    output_tokens: int
+    sampling: Sampling = Sampling()
+    conversation: int | None = None
+    turn: int | None = None
+    after: int | None = None
+    think_s: float = 0.0
+    shared_tokens: int = 0
+    exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How requests are released: ``closed`` keeps ``concurrency`` in flight, ``poisson`` draws ``rate`` arrivals/s."""
+
+    mode: Literal["closed", "poisson"]
+    concurrency: int | None = None
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode == "closed" and (self.concurrency is None or self.concurrency < 1):
+            raise WorkloadError(f"a closed loop needs a concurrency of at least 1, not {self.concurrency}")
+        if self.mode == "poisson" and (self.rate is None or not 0 < self.rate < float("inf")):
+            raise WorkloadError(f"Poisson arrivals need a rate above 0 requests/s, not {self.rate}")
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and cell ids: ``c8`` or ``r2.5``."""
+        return f"c{self.concurrency}" if self.mode == "closed" else f"r{self.rate:g}"
+
+
+def digest(requests: Iterable[RequestSpec], arrivals_ns: Iterable[int] | None = None) -> str:
+    """SHA-256 (hex) over every request in order and the planned arrival times (ns from the start), if there are any.
+
+    Two runs with equal digests asked the same things at the same times.
+    """
+    sha = hashlib.sha256()
+    for request in requests:
+        sha.update(json.dumps(asdict(request), sort_keys=True, separators=(",", ":")).encode())
+        sha.update(b"\n")
+    for arrival in arrivals_ns or ():
+        sha.update(b"%d\n" % arrival)
+    return sha.hexdigest()
