@@ -23,7 +23,7 @@ from workloads.lengths import (
     Shape,
 )
 from workloads.request import Load, Message, RequestSpec, Sampling, WorkloadError
-from workloads.tokens import WORDS, Render, TokenCounter, WordCounter, fit_text
+from workloads.tokens import MIN_OWN_TOKENS, WORDS, Render, TokenCounter, WordCounter, fit_text
 from workloads.workload import Endpoint
 
 
@@ -115,16 +115,17 @@ class Chat:
             count = self._render(tuple(history), prefix, counter)
             base = count(WORDS[0]) - 1
             room = None if limit is None else limit - base
-            if room is not None and room < 2:
+            if room is not None and room <= MIN_OWN_TOKENS:
                 if turn == 0:
                     raise WorkloadError(
                         f"workload chat: {base} tokens of template and system prompt leave no room in max_model_len "
                         f"{limit}; lower system_tokens or raise the engine's max_model_len"
                     )
                 return
-            target = base + wanted_input if turn or prefix or system else max(wanted_input, base + 1)
+            wanted_input = max(wanted_input, MIN_OWN_TOKENS)
+            target = base + wanted_input if turn or system else max(wanted_input, base + MIN_OWN_TOKENS)
             if limit is not None:
-                wanted_output = min(wanted_output, limit - base - 1)
+                wanted_output = min(wanted_output, limit - base - MIN_OWN_TOKENS)
                 target = min(target, limit - wanted_output)
             fitted = fit_text(target, random, count)
             user: Message = {"role": "user", "content": fitted.text}

@@ -6,7 +6,7 @@ from random import Random
 
 from workloads.lengths import LengthLaw
 from workloads.request import Message, RequestSpec, Sampling, WorkloadError
-from workloads.tokens import WORDS, TokenCounter, WordCounter, fit_text
+from workloads.tokens import MIN_OWN_TOKENS, WORDS, TokenCounter, WordCounter, fit_text
 from workloads.workload import Endpoint
 
 
@@ -32,15 +32,15 @@ def lone_requests(
         return counter.count_messages([user])
 
     base = count_tokens(WORDS[0]) - 1
-    if max_model_len is not None and max_model_len < base + 2:
+    if max_model_len is not None and max_model_len <= base + MIN_OWN_TOKENS:
         raise WorkloadError(
-            f"workload {workload}: max_model_len {max_model_len} has no room for one word and one answer token"
+            f"workload {workload}: max_model_len {max_model_len} has no room for a prompt and one answer token"
         )
     requests = []
     for index in range(count):
-        target, output = max(base + 1, inputs.draw(random)), outputs.draw(random)
+        target, output = max(base + MIN_OWN_TOKENS, inputs.draw(random)), outputs.draw(random)
         if max_model_len is not None:
-            output = min(output, max_model_len - base - 1)
+            output = min(output, max_model_len - base - MIN_OWN_TOKENS)
             target = min(target, max_model_len - output)
         fitted = fit_text(target, random, count_tokens)
         requests.append(

@@ -32,6 +32,8 @@ special easy full low human
 WORDS = tuple(_WORD_LIST.split())
 
 MAX_ATTEMPTS = 16
+# Tokens of its own that every prompt has: fewer would make equal prompts (ShareGPT filters drop those too).
+MIN_OWN_TOKENS = 4
 
 
 class TokenCounter(Protocol):
