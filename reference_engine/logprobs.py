@@ -22,7 +22,7 @@ class TokenLogprob:
 
 
 def token_logprobs(logits: Tensor, tokens: list[int], counts: list[int], *, ranks: bool = False) -> list[TokenLogprob]:
-    """Per row r of ``logits [R, V]``: the log-probability of ``tokens[r]`` and of the ``counts[r]`` most likely tokens."""
+    """Per row r of ``logits [R, V]``: the log-probability of ``tokens[r]`` and of its ``counts[r]`` best tokens."""
     logits = logits.float()
     chosen = torch.tensor(tokens, device=logits.device)[:, None]
     total = logits.logsumexp(-1, keepdim=True)

@@ -7,7 +7,7 @@ Definitions (as vLLM and the OpenAI API): with c(t) the number of times token t 
     presence     logit(t) - p * [c(t) > 0]
 
 applied in the order: min_tokens mask, bias, repetition, frequency, presence.  The history is read from the sequence's
-tokens at every step; no counts are kept between steps, so preemption and changes of the batch cannot put them out of date.
+tokens at every step; no counts are kept between steps, so neither preemption nor a changed batch can falsify them.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ class Sampler:
 
     def sample(self, logits: Tensor, draws: list[Draw]) -> Sampled:
         """Draw one token for each of ``draws`` from ``logits [S, V]`` (float32; not changed)."""
-        plain, other = [], []
+        plain: list[int] = []
+        other: list[int] = []
         for number, draw in enumerate(draws):
             is_plain = draw.sequence.request.params.temperature == 0.0 and not needs_edit(draw.sequence)
             (plain if is_plain else other).append(number)

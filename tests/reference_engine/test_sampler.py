@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import numpy as np
 import pytest
 import torch
@@ -58,7 +60,7 @@ def distribution(logits: np.ndarray, p: SamplingParams) -> np.ndarray:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    seed = int(np.random.SeedSequence().entropy % 2**32)
+    seed = secrets.randbits(32)
     print("seed", seed)
     return np.random.default_rng(seed)
 
