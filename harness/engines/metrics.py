@@ -1,0 +1,96 @@
+"""Engine metrics in our vocabulary: the text of ``/metrics`` -> ``{name of METRIC_NAMES: value}``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from harness.engines.errors import ExpositionError
+from harness.engines.metric_sources import Gauge
+from harness.engines.metric_tables import OUR_PREFIX, TABLES
+from harness.results.schema import METRIC_NAMES
+
+# Families that are worth parsing.  An engine shows hundreds of histogram lines with each scrape; they are left aside
+# before the parser sees them, because it costs some 10 us a line and scrapes happen while the engine is measured.
+WANTED = {OUR_PREFIX + name for name in METRIC_NAMES} | {
+    family
+    for _, table in TABLES.values()
+    for sources in table.values()
+    for source in sources
+    for family in source.families
+}
+
+
+def family_of(line: str) -> str:
+    """The metric name at the start of a sample line."""
+    return line.partition("{")[0].partition(" ")[0]
+
+
+def read_families(text: str) -> dict[str, list[Sample]]:
+    """Samples of the wanted families by name.  Raises ExpositionError when such a line cannot be parsed."""
+    lines = [line for line in text.splitlines() if family_of(line) in WANTED]
+    families: dict[str, list[Sample]] = defaultdict(list)
+    try:
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+            for sample in family.samples:
+                families[sample.name].append(sample)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ExpositionError(f"the engine's /metrics text cannot be parsed: {error}") from None
+    return families
+
+
+def parse_exposition(text: str) -> dict[str, float]:
+    """Values by name of METRIC_NAMES.  A metric that the engine does not show is absent, never 0.
+
+    A text that holds nothing of any engine gives an empty dict; a broken sample line raises ExpositionError.
+    """
+    families = read_families(text)
+    values: dict[str, float] = {}
+    for _, table in TABLES.values():
+        for name, sources in table.items():
+            for source in sources:
+                value = source.read(families)
+                if value is not None:
+                    values.setdefault(name, value)
+                    break
+    for name in METRIC_NAMES:
+        value = Gauge(OUR_PREFIX + name).read(families)
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def kind_of(text: str) -> str | None:
+    """Kind of the engine that shows this exposition, by the prefix of its families; None when no prefix is known."""
+    names = {family_of(line) for line in text.splitlines() if line and not line.startswith("#")}
+    if any(name.startswith(OUR_PREFIX) for name in names):
+        return "pagedbench"
+    for kind, (prefix, _) in TABLES.items():
+        if any(name.startswith(prefix) for name in names):
+            return kind
+    return None
+
+
+def parse_slots(slots: Iterable[Mapping[str, Any]], pool_tokens: int | None = None) -> dict[str, float]:
+    """KV slots from llama.cpp's ``/slots``, which tells what its ``/metrics`` no longer does.
+
+    A row is a sequence's place.  ``n_prompt_tokens`` are the tokens in it, prompt and generated; they stay as a cache
+    when the request has ended.  ``n_ctx`` is its share of the pool or, when the pool is unified, the whole pool; only
+    with ``pool_tokens`` (the server's ``--ctx-size``) can the two be told apart, so without it nothing is said about
+    reserved and allocated slots.
+    """
+    rows = list(slots)
+    if not rows or not all({"n_ctx", "is_processing", "n_prompt_tokens"} <= row.keys() for row in rows):
+        return {}
+    busy = [row for row in rows if row["is_processing"]]
+    live = sum(row["n_prompt_tokens"] for row in busy)
+    values = {"kv_slots_live": live, "kv_slots_evictable": sum(row["n_prompt_tokens"] for row in rows) - live}
+    if pool_tokens is not None:
+        is_divided = sum(row["n_ctx"] for row in rows) <= pool_tokens
+        values["kv_slots_reserved"] = pool_tokens
+        values["kv_slots_allocated"] = sum(row["n_ctx"] for row in busy) if is_divided else live
+    return {name: float(value) for name, value in values.items()}
