@@ -23,10 +23,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class KVCacheLayer:
-    """K and V of one layer, each ``[num_blocks, block_size, Hkv, D]``."""
+    """K and V of one layer, each ``[num_blocks, block_size, Hkv, D]``.
+
+    An fp8 (e4m3) cache holds ``x / scale``; the scales are fp32 ``[Hkv]`` on the cache's device.
+    """
 
     key: Tensor
     value: Tensor
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,136 @@
+"""Join the partial results that the splits of one row left (Flash-Decoding's second pass).
+
+::
+
+    acc  fp32 [T * Hq * splits, D]   not divided by sum
+    max  fp32 [T * Hq * splits]      -inf: the split was empty and its acc was never written
+    sum  fp32 [T * Hq * splits]
+    out  [T, Hq, D]
+
+    grid (T, Hq), one row a program.  Splits are joined one after another from the first, with the arithmetic that
+    paged_attention.py uses inside one program, so that both give the same bits.
+
+A row whose splits are all empty (graph padding: a sequence of length 0) gets zeros; rows past the last sequence too.
+"""
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from reference_engine.kernels.launcher import Launch
+from reference_engine.kernels.paged_attention import join_softmax
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reference_engine.kernels.launch_plan import LaunchPlan
+
+
+@triton.jit(do_not_specialize=["num_seqs", "num_splits"])
+def merge_splits_kernel(
+    out_ptr,
+    part_acc_ptr,
+    part_max_ptr,
+    part_sum_ptr,
+    value_scale_ptr,
+    seq_lens_ptr,
+    query_start_loc_ptr,
+    num_seqs,
+    num_splits,
+    out_stride,
+    NUM_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_PAD: tl.constexpr,
+    SPLIT_SIZE: tl.constexpr,
+    DECODE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    offs_d = tl.arange(0, HEAD_DIM_PAD)
+    dim_live = offs_d < HEAD_DIM
+    used = num_splits
+    if row >= tl.load(query_start_loc_ptr + num_seqs):
+        used = 0
+    elif SPLIT_SIZE > 0:
+        # The longest sequence sets the number of splits; a row need not look at those past its own end.
+        if DECODE:
+            seq = tl.program_id(0)
+        else:
+            seq = find_sequence_of_row(query_start_loc_ptr, num_seqs, tl.program_id(0))
+        used = tl.minimum(num_splits, tl.cdiv(tl.load(seq_lens_ptr + seq), SPLIT_SIZE))
+
+    row_max = tl.full([1], float("-inf"), tl.float32)
+    row_sum = tl.zeros([1], tl.float32)
+    acc = tl.zeros([1, HEAD_DIM_PAD], tl.float32)
+    first = (row * NUM_HEADS + head) * num_splits
+    one = tl.arange(0, 1)
+    for split in range(used):
+        part = first + split + one
+        split_max = tl.load(part_max_ptr + part)
+        split_sum = tl.load(part_sum_ptr + part)
+        written = (split_max > float("-inf"))[:, None] & dim_live[None, :]
+        split_acc = tl.load(part_acc_ptr + part[:, None] * HEAD_DIM + offs_d[None, :], mask=written, other=0.0)
+        row_max, row_sum, acc = join_softmax(row_max, row_sum, acc, split_max, split_sum, split_acc)
+
+    out = acc / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]
+    if value_scale_ptr is not None:
+        out = out * tl.load(value_scale_ptr + head // GROUP)
+    out_ptrs = out_ptr + row * out_stride + head * HEAD_DIM + offs_d[None, :] + one[:, None]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=dim_live[None, :])
+
+
+@triton.jit
+def find_sequence_of_row(query_start_loc_ptr, num_seqs, row):
+    """Sequence that flat row ``row`` belongs to: the last i with ``query_start_loc[i] <= row``."""
+    low = 0
+    high = num_seqs
+    while low < high:
+        middle = (low + high) // 2
+        if tl.load(query_start_loc_ptr + middle) <= row:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+def merge_splits_launch(
+    out: Tensor,
+    partials: tuple[Tensor, Tensor, Tensor],
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    num_kv_heads: int,
+    plan: LaunchPlan,
+    *,
+    value_scale: Tensor | None = None,
+) -> Launch:
+    """Prepare the launch that turns ``partials`` into ``out [T, Hq, D]``; see the module's docstring for the shapes."""
+    num_tokens, num_heads, head_dim = out.shape
+    part_acc, part_max, part_sum = partials
+    return Launch(
+        kernel=merge_splits_kernel,
+        grid=(num_tokens, num_heads),
+        arguments={
+            "out_ptr": out,
+            "part_acc_ptr": part_acc,
+            "part_max_ptr": part_max,
+            "part_sum_ptr": part_sum,
+            "value_scale_ptr": value_scale,
+            "seq_lens_ptr": seq_lens,
+            "query_start_loc_ptr": query_start_loc,
+            "num_seqs": seq_lens.shape[0],
+            "num_splits": plan.num_splits,
+            "out_stride": out.stride(0),
+            "NUM_HEADS": num_heads,
+            "GROUP": num_heads // num_kv_heads,
+            "HEAD_DIM": head_dim,
+            "HEAD_DIM_PAD": plan.head_dim_pad,
+            "SPLIT_SIZE": plan.split_size,
+            "DECODE": plan.decode,
+        },
+        options={"num_warps": 1, "num_stages": 3},
+    )
