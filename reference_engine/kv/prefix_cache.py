@@ -1,0 +1,124 @@
+"""Which full blocks can be shared: chained hashes to find them, tokens and parent to prove them.
+
+::
+
+    tokens      [ t0 .. tB-1 ][ tB .. t2B-1 ][ t2B .. ]      partial blocks are never registered
+    digests     h0 = H(root(salt), block 0)   h1 = H(h0, block 1)   ...
+
+A digest only *finds* a candidate.  A hit counts after the candidate's stored tokens, its parent entry (the very object
+found for the block before) and its salt were compared, so a collision costs a hit and never returns foreign content.
+
+A block is registered after its K/V was computed (``KVManager.commit``), never when it is allocated.  Holders of a
+block hold its whole chain and release it deepest block first, so the pool evicts children before their parents and
+no entry outlives its parent.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from reference_engine.kv.block_pool import AuditError
+
+DIGEST_BYTES = 16
+
+ChainHash = Callable[[bytes, Sequence[int]], bytes]
+
+
+def chain_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """Digest of a block: its parent's digest and its token ids (as 64-bit integers)."""
+    return blake2b(parent + array("q", tokens).tobytes(), digest_size=DIGEST_BYTES).digest()
+
+
+def root_digest(salt: str) -> bytes:
+    """Parent digest of a first block; differs per cache domain."""
+    return blake2b(salt.encode(), digest_size=DIGEST_BYTES, person=b"prefix-root").digest()
+
+
+@dataclass(slots=True, eq=False)
+class CachedBlock:
+    """One registered block.  Compared by identity: after an eviction, equal content makes a new entry."""
+
+    block: int
+    digest: bytes
+    tokens: tuple[int, ...]
+    parent: CachedBlock | None
+    salt: str
+
+    def holds(self, tokens: tuple[int, ...], parent: CachedBlock | None, salt: str) -> bool:
+        """Whether this entry is exactly that content in that place."""
+        return self.parent is parent and self.tokens == tokens and self.salt == salt
+
+
+class PrefixCache:
+    """Index of registered blocks.  Knows nothing of reference counts: holding what was found is the caller's duty."""
+
+    def __init__(self, block_size: int, hash_block: ChainHash = chain_hash) -> None:
+        self.block_size = block_size
+        self._hash_block = hash_block
+        self._by_digest: dict[bytes, CachedBlock] = {}
+        self._by_block: dict[int, CachedBlock] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_block)
+
+    def entry(self, block: int) -> CachedBlock | None:
+        """What is registered for a physical block."""
+        return self._by_block.get(block)
+
+    def find(self, tokens: Sequence[int], salt: str, limit: int) -> list[CachedBlock]:
+        """Longest verified chain of full blocks that covers at most the first ``limit`` tokens.
+
+        The result is not held: acquire its blocks before anything else is allocated, or they may be evicted.
+        """
+        size = self.block_size
+        found: list[CachedBlock] = []
+        parent: CachedBlock | None = None
+        digest = root_digest(salt)
+        for start in range(0, limit - size + 1, size):
+            content = tuple(tokens[start : start + size])
+            digest = self._hash_block(digest, content)
+            entry = self._by_digest.get(digest)
+            if entry is None or not entry.holds(content, parent, salt):
+                break
+            found.append(entry)
+            parent = entry
+        return found
+
+    def register(
+        self, block: int, tokens: tuple[int, ...], parent: CachedBlock | None, salt: str
+    ) -> CachedBlock | None:
+        """Make a computed, full block findable as the child of ``parent`` (None = first block).
+
+        Returns the entry that stands for this content: a new one for ``block``, or the one that another block
+        registered before (the caller may then share that block and give its own up).  None if the digest is taken by
+        other content.
+        """
+        digest = self._hash_block(parent.digest if parent else root_digest(salt), tokens)
+        entry = self._by_digest.get(digest)
+        if entry is not None:
+            return entry if entry.holds(tokens, parent, salt) else None
+        entry = CachedBlock(block, digest, tokens, parent, salt)
+        self._by_digest[digest] = entry
+        self._by_block[block] = entry
+        return entry
+
+    def evict(self, block: int) -> None:
+        """Forget a block whose content is about to be overwritten."""
+        entry = self._by_block.pop(block)
+        del self._by_digest[entry.digest]
+
+    def audit(self) -> None:
+        """Check the two indexes against each other and every entry against its parent.  Raises AuditError."""
+        if len(self._by_block) != len(self._by_digest):
+            raise AuditError(f"{len(self._by_block)} cached blocks but {len(self._by_digest)} digests")
+        for block, entry in self._by_block.items():
+            if entry.block != block or self._by_digest.get(entry.digest) is not entry:
+                raise AuditError(f"prefix cache entry of block {block} is not the one its digest leads to")
+            if len(entry.tokens) != self.block_size:
+                raise AuditError(f"block {block} is registered with {len(entry.tokens)} of {self.block_size} tokens")
+            parent = entry.parent
+            if parent is not None and self._by_block.get(parent.block) is not parent:
+                raise AuditError(f"block {block} outlived its parent block {parent.block} in the prefix cache")

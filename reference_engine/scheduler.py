@@ -1,0 +1,469 @@
+"""Who computes how many tokens in the next step, and what follows from the tokens it sampled.
+
+There is no prefill phase and no decode phase: every step brings sequences closer to ``computed == known`` under one
+token budget (``max_num_batched_tokens``).  In order of claim:
+
+1. running sequences that need one token (decodes), most urgent first;
+2. running sequences that need more (chunks of prompts, or of what a preempted sequence computes again);
+3. waiting sequences, if all their known tokens fit beside what running ones still need and a watermark.
+
+When a running sequence finds no free block, the least urgent running sequence loses all of its own (preemption by
+recompute: it waits again with ``computed = 0`` and keeps its tokens; blocks of its that stay cached are found
+again).  A sequence never takes blocks from a more urgent one: it computes what fits, or pauses and keeps its blocks.
+So memory never holds up the most urgent sequence, and nothing is admitted while anyone is short of blocks, unless it
+is more urgent by priority.
+
+``schedule`` and ``commit`` alternate.  Everything here is plain Python on counters; no tensor, no clock, no randomness.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+from reference_engine.config import CacheConfig, SchedulerConfig
+from reference_engine.kv.ledger import LedgerSnapshot, LedgerTotals
+from reference_engine.kv.prefix_cache import CachedBlock
+from reference_engine.plan import ScheduledSeq, StepPlan
+from reference_engine.policies import make_manager
+from reference_engine.request import FinishReason, Request, RequestRejected, Sequence
+from reference_engine.waiting import Entry, RankedList, WaitingQueue
+
+
+class CommittedToken(NamedTuple):
+    """One new token: ``token`` was appended to ``sequence``; it was draw ``draw_index`` of its row."""
+
+    sequence: Sequence
+    token: int
+    draw_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """Counters since the start.  Token counts, except ``steps`` and ``preemptions``.
+
+    ``prefix_queries`` and ``prefix_hits`` count first admissions only, so that a preempted sequence that finds its
+    own blocks again does not flatter the hit rate.
+    """
+
+    steps: int
+    preemptions: int
+    recomputed_tokens: int  # computed once more after a preemption
+    prefix_queries: int
+    prefix_hits: int
+    prompt_tokens: int  # of sequences whose prompt is complete (computed or found in the cache)
+    generation_tokens: int
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A step plan in the making."""
+
+    budget: int  # tokens not given away yet
+    picked: dict[int, tuple[Entry, int]] = field(default_factory=dict)  # seq_id -> (entry, tokens to compute)
+    preempted: list[int] = field(default_factory=list)
+    short_of_blocks: bool = False  # a running sequence computes less than the budget would allow
+
+    def pick(self, entry: Entry, num_tokens: int) -> None:
+        self.picked[entry.sequence.seq_id] = (entry, num_tokens)
+        self.budget -= num_tokens
+
+    def drop(self, entry: Entry) -> None:
+        picked = self.picked.pop(entry.sequence.seq_id, None)
+        if picked is not None:
+            self.budget += picked[1]
+
+
+class Scheduler:
+    """Queue, running set and step plans of one engine.  Not thread-safe: one loop calls it."""
+
+    def __init__(self, config: SchedulerConfig, cache: CacheConfig) -> None:
+        self.config = config
+        self.kv = make_manager(config, cache)
+        self.ledger_totals = LedgerTotals()
+        self._caching = cache.prefix_caching
+        self._watermark = math.ceil(config.watermark * cache.num_blocks)
+        self._entries: dict[int, Entry] = {}
+        self._sequences: dict[int, Sequence] = {}
+        self._by_request: dict[str, list[Entry]] = {}
+        self._waiting = WaitingQueue()
+        self._running = RankedList()
+        self._seats = 0  # sequences the running ones stand for
+        self._next_seq_id = 0
+        self._arrivals = 0
+        self._in_flight: StepPlan | None = None
+        self._steps = self._preemptions = self._recomputed = 0
+        self._prefix_queries = self._prefix_hits = self._prompt_tokens = self._generation_tokens = 0
+
+    # ---------------------------------------------------------------- requests
+
+    def add(self, request: Request) -> Sequence:
+        """Queue a request; returns its first sequence (the other n - 1 fork off it when its prompt is computed).
+
+        Raises RequestRejected: 400 if the request is malformed or can never fit, 429 if the queue is full.
+        """
+        self._check_request(request)
+        if len(self._waiting) >= self.config.max_waiting:
+            raise RequestRejected(
+                f"the queue is full ({self.config.max_waiting} sequences wait); try again later", status=429
+            )
+        sequence = Sequence(self._new_seq_id(), request, tokens=list(request.prompt))
+        priority = request.priority if self.config.order == "priority" else 0
+        entry = Entry(sequence, self._arrivals, priority, continuations=request.params.n)
+        self._arrivals += 1
+        self._register(entry)
+        self._waiting.push(entry)
+        return sequence
+
+    def abort(self, request_id: str) -> tuple[Sequence, ...]:
+        """End every unfinished sequence of a request and release its blocks; () if there is none.
+
+        Allowed while a step is in flight: ``commit`` skips what was aborted meanwhile.
+        """
+        sequences = tuple(entry.sequence for entry in self._by_request.get(request_id, ()))
+        for sequence in sequences:
+            self.finish(sequence, FinishReason.ABORT)
+        return sequences
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End one sequence and release its blocks; nothing happens if it has ended before."""
+        entry = self._entries.pop(sequence.seq_id, None)
+        if entry is None:
+            return
+        del self._sequences[sequence.seq_id]
+        siblings = self._by_request[sequence.request.request_id]
+        siblings.remove(entry)
+        if not siblings:
+            del self._by_request[sequence.request.request_id]
+        if entry.running:
+            self._leave_running(entry)
+        else:
+            self._waiting.remove(entry)
+        sequence.finish_reason = reason
+
+    @property
+    def sequences(self) -> Mapping[int, Sequence]:
+        """Unfinished sequences by seq_id; a read-only view."""
+        return MappingProxyType(self._sequences)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._entries)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._entries)
+
+    # ---------------------------------------------------------------- steps
+
+    def schedule(self) -> StepPlan:
+        """Plan the next step; empty only if there is no work.  Commit a plan before asking for the next."""
+        if self._in_flight is not None:
+            raise RuntimeError(f"step {self._in_flight.step} was not committed")
+        draft = _Draft(self.config.max_num_batched_tokens)
+        self._schedule_running(draft)
+        self._schedule_waiting(draft)
+        if self._entries and not draft.picked:
+            raise RuntimeError("no sequence can advance: one has reached prompt + max_tokens and was not finished")
+        return self._emit(draft)
+
+    def commit(self, plan: StepPlan, sampled: Mapping[int, SequenceOf[int]]) -> tuple[CommittedToken, ...]:
+        """Book a computed step.  ``sampled[seq_id]`` holds ``num_samples`` tokens for each sequence that samples.
+
+        Appends the tokens, makes computed blocks shareable, forks the other continuations of a request off its first
+        (children join the running ones), and ticks the ledger.  Sequences that ended while the step was in flight are
+        skipped.  To give up a step that failed, abort its requests and commit it with no samples.  Raises ValueError
+        for a plan that is not in flight or a wrong number of samples.
+        """
+        if plan.is_empty:
+            return ()
+        if self._in_flight is None or plan.step != self._in_flight.step:
+            raise ValueError(f"step {plan.step} is not in flight")
+        for part in plan.seqs:
+            if (
+                part.num_samples
+                and part.seq_id in self._entries
+                and len(sampled.get(part.seq_id, ())) != part.num_samples
+            ):
+                raise ValueError(f"sequence {part.seq_id} needs {part.num_samples} sampled tokens")
+        self._in_flight = None
+        committed: list[CommittedToken] = []
+        for part in plan.seqs:
+            entry = self._entries.get(part.seq_id)
+            if entry is None:
+                continue
+            self._advance(entry, part)
+            if part.num_samples:
+                self._append(entry, sampled[part.seq_id], committed)
+        snapshot = self.kv.ledger()
+        snapshot.check()
+        self.ledger_totals.tick(snapshot)
+        return tuple(committed)
+
+    # ---------------------------------------------------------------- looking in
+
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(
+            steps=self._steps,
+            preemptions=self._preemptions,
+            recomputed_tokens=self._recomputed,
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+        )
+
+    def ledger(self) -> LedgerSnapshot:
+        """What every KV slot is used for right now."""
+        return self.kv.ledger()
+
+    def audit(self) -> None:
+        """Check every invariant of the memory policy; O(pool + tokens held).  Raises AuditError."""
+        self.kv.audit()
+
+    # ---------------------------------------------------------------- admission of requests
+
+    def _check_request(self, request: Request) -> None:
+        params, config = request.params, self.config
+        if request.request_id in self._by_request:
+            raise RequestRejected(f"request id {request.request_id!r} is in use", param="request_id")
+        if not request.prompt:
+            raise RequestRejected("the prompt is empty; send at least one token", param="prompt")
+        if params.max_tokens < 1:
+            raise RequestRejected(f"max_tokens must be at least 1, not {params.max_tokens}", param="max_tokens")
+        if params.n < 1:
+            raise RequestRejected(f"n must be at least 1, not {params.n}", param="n")
+        if params.n > config.max_num_seqs:
+            raise RequestRejected(
+                f"n={params.n} exceeds the {config.max_num_seqs} sequences that can run at once", param="n"
+            )
+        total = len(request.prompt) + params.max_tokens
+        if total > config.max_model_len:
+            prompt_alone = len(request.prompt) >= config.max_model_len
+            raise RequestRejected(
+                f"prompt ({len(request.prompt)} tokens) + max_tokens ({params.max_tokens}) is {total}, "
+                f"more than the context length of {config.max_model_len}",
+                param="prompt" if prompt_alone else "max_tokens",
+            )
+        self.kv.check_fits(request)
+
+    def _new_seq_id(self) -> int:
+        self._next_seq_id += 1
+        return self._next_seq_id - 1
+
+    def _register(self, entry: Entry) -> None:
+        sequence = entry.sequence
+        self._entries[sequence.seq_id] = entry
+        self._sequences[sequence.seq_id] = sequence
+        self._by_request.setdefault(sequence.request.request_id, []).append(entry)
+
+    # ---------------------------------------------------------------- making a plan
+
+    def _schedule_running(self, draft: _Draft) -> None:
+        longer: list[Entry] = []
+        for entry in self._running.snapshot():
+            if not entry.running:  # evicted a moment ago by a more urgent one
+                continue
+            sequence = entry.sequence
+            if sequence.is_prefilling:
+                longer.append(entry)
+            elif draft.budget:
+                self._give(draft, entry, 1)
+        for entry in longer:
+            if entry.running and draft.budget:
+                self._give(draft, entry, min(entry.sequence.known - entry.sequence.computed, draft.budget))
+
+    def _give(self, draft: _Draft, entry: Entry, num_tokens: int) -> None:
+        """Let a running sequence compute up to ``num_tokens``, at the expense of less urgent ones if need be."""
+        sequence = entry.sequence
+        while not self.kv.can_allocate(sequence, sequence.computed + num_tokens):
+            victim = self._running.last()
+            if victim is entry or not self.kv.preempts:
+                draft.short_of_blocks = True
+                num_tokens = min(num_tokens, self.kv.num_writable(sequence))
+                if num_tokens <= 0:
+                    return
+                break
+            self._preempt(draft, victim)
+        self.kv.allocate(sequence, sequence.computed + num_tokens)
+        draft.pick(entry, num_tokens)
+
+    def _preempt(self, draft: _Draft, victim: Entry) -> None:
+        draft.drop(victim)
+        draft.preempted.append(victim.sequence.seq_id)
+        self._leave_running(victim)
+        victim.sequence.computed = 0
+        victim.sequence.preemptions += 1
+        self._preemptions += 1
+        self._waiting.push(victim)
+
+    def _leave_running(self, entry: Entry) -> None:
+        """The one place where a sequence gives up its blocks and seats."""
+        self._running.remove(entry)
+        entry.running = False
+        entry.sequence.scheduled = 0
+        self._seats -= entry.continuations
+        self.kv.free(entry.sequence.seq_id)
+
+    def _schedule_waiting(self, draft: _Draft) -> None:
+        under_pressure = draft.short_of_blocks or bool(draft.preempted)
+        while draft.budget and (entry := self._waiting.head()) is not None:
+            prefix = self._find_prefix(entry)
+            if (under_pressure or not self._can_admit(entry, prefix)) and not self._displace_for(draft, entry, prefix):
+                return
+            under_pressure = bool(draft.preempted)
+            self._admit(draft, entry, prefix)
+
+    def _find_prefix(self, entry: Entry) -> list[CachedBlock]:
+        """Cached blocks this sequence can start from.  At least one token is always left to compute."""
+        sequence = entry.sequence
+        limit = sequence.known - 1
+        if self._wants_prompt_rows(entry):
+            limit = min(limit, entry.rows_returned)
+        return self.kv.find_prefix(sequence, limit)
+
+    def _wants_prompt_rows(self, entry: Entry) -> bool:
+        """Row p of the logits scores prompt token p + 1, so the rows of all but the last prompt position are wanted."""
+        request = entry.sequence.request
+        return request.params.prompt_logprobs is not None and entry.rows_returned < len(request.prompt) - 1
+
+    def _can_admit(self, entry: Entry, prefix: list[CachedBlock]) -> bool:
+        if self._seats + entry.continuations > self.config.max_num_seqs:
+            return False
+        return self.kv.can_admit(entry.sequence, prefix, entry.continuations, self._headroom(entry, without=[]))
+
+    def _headroom(self, entry: Entry, without: list[Entry]) -> int:
+        """Blocks to leave free beside ``entry``'s own: what the others running (but ``without``) still need for tokens
+        they know, the watermark, and one for each continuation that will fork.  Nothing if it would run alone: all that
+        waits can run alone.
+        """
+        others = [other for other in self._running.snapshot() if other not in without]
+        if not others:
+            return 0
+        return self._watermark + sum(self.kv.blocks_missing(o.sequence) for o in others) + entry.continuations - 1
+
+    def _displace_for(self, draft: _Draft, entry: Entry, prefix: list[CachedBlock]) -> bool:
+        """Evict running sequences of a lower class, least urgent first, until ``entry`` can be admitted.
+
+        False, with nothing changed, if that would not be certain to help.
+        """
+        if not self.kv.preempts:
+            return False
+        victims: list[Entry] = []
+        seats = self._seats + entry.continuations
+        freed = 0
+        for victim in reversed(self._running.snapshot()):
+            if not entry.is_more_urgent_than(victim):
+                return False
+            victims.append(victim)
+            seats -= victim.continuations
+            freed += self.kv.blocks_exclusive(victim.sequence, besides=prefix)
+            headroom = self._headroom(entry, without=victims)
+            if seats <= self.config.max_num_seqs and self.kv.can_admit(
+                entry.sequence, prefix, entry.continuations, headroom - freed
+            ):
+                break
+        else:
+            return False
+        for victim in victims:
+            self._preempt(draft, victim)
+        return True
+
+    def _admit(self, draft: _Draft, entry: Entry, prefix: list[CachedBlock]) -> None:
+        sequence = entry.sequence
+        self.kv.admit(sequence, prefix, entry.continuations)
+        sequence.computed = sum(len(block.tokens) for block in prefix)
+        if not entry.admitted:
+            entry.admitted = True
+            sequence.cached = sequence.computed
+            if self._caching and sequence.request.params.prompt_logprobs is None:
+                self._prefix_queries += sequence.known
+                self._prefix_hits += sequence.cached
+        self._waiting.pop_admitted(entry)
+        entry.running = True
+        self._running.add(entry)
+        self._seats += entry.continuations
+        num_tokens = min(sequence.known - sequence.computed, draft.budget)
+        self.kv.allocate(sequence, sequence.computed + num_tokens)
+        draft.pick(entry, num_tokens)
+
+    def _emit(self, draft: _Draft) -> StepPlan:
+        parts = []
+        for entry, num_tokens in draft.picked.values():
+            sequence = entry.sequence
+            start, end = sequence.computed, sequence.computed + num_tokens
+            sequence.scheduled = num_tokens
+            parts.append(
+                ScheduledSeq(
+                    seq_id=sequence.seq_id,
+                    start=start,
+                    tokens=(sequence.tokens[start],) if num_tokens == 1 else tuple(sequence.tokens[start:end]),
+                    block_table=self.kv.block_table(sequence.seq_id),
+                    num_samples=entry.continuations if end == sequence.known else 0,
+                    prompt_logprobs=self._wants_prompt_rows(entry) and end > entry.rows_returned,
+                )
+            )
+        plan = StepPlan(self._steps, tuple(parts), self.kv.take_copies() if parts else (), tuple(draft.preempted))
+        if parts:
+            self._steps += 1
+            self._in_flight = plan
+        return plan
+
+    # ---------------------------------------------------------------- booking a step
+
+    def _advance(self, entry: Entry, part: ScheduledSeq) -> None:
+        sequence = entry.sequence
+        end = sequence.computed = part.seq_len
+        sequence.scheduled = 0
+        if part.start < entry.most_computed:
+            self._recomputed += min(end, entry.most_computed) - part.start
+        if end > entry.most_computed:
+            entry.most_computed = end
+        if part.prompt_logprobs:
+            entry.rows_returned = max(entry.rows_returned, min(end, sequence.prompt_len))
+        self.kv.commit(sequence)
+
+    def _append(self, entry: Entry, tokens: SequenceOf[int], committed: list[CommittedToken]) -> None:
+        sequence = entry.sequence
+        if not sequence.num_generated and sequence.index == 0:
+            self._prompt_tokens += sequence.prompt_len
+        children = [self._fork(entry, index) for index in range(1, len(tokens))]
+        if children:
+            self._seats -= entry.continuations - 1
+            entry.continuations = 1
+        for draw, (owner, token) in enumerate(zip((entry, *children), tokens, strict=True)):
+            owner.sequence.tokens.append(token)
+            committed.append(CommittedToken(owner.sequence, token, draw))
+        self._generation_tokens += len(tokens)
+
+    def _fork(self, parent: Entry, index: int) -> Entry:
+        """A continuation that shares the parent's computed prompt; it takes one of the seats kept for it."""
+        source = parent.sequence
+        sequence = Sequence(
+            self._new_seq_id(),
+            source.request,
+            index=index,
+            tokens=list(source.tokens),
+            computed=source.computed,
+            cached=source.cached,
+        )
+        child = Entry(sequence, parent.arrival, parent.priority, promoted=parent.promoted, running=True, admitted=True)
+        child.most_computed = source.computed
+        child.rows_returned = source.prompt_len
+        self.kv.fork(source, sequence)
+        self._register(child)
+        self._running.add(child)
+        self._seats += 1
+        return child
