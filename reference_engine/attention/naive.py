@@ -1,0 +1,65 @@
+"""The oracle: attention as one would write it on a blackboard, in fp32, one sequence and one query head at a time.
+
+Nothing here is clever, so that it can be believed.  K and V of a sequence are rebuilt contiguously by walking its positions through
+the block table, and every query row gets a plain softmax over the positions that it may attend.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reference_engine.attention.base import AttentionMetadata, KVCacheLayer, store_kv
+
+
+class NaiveAttention:
+    """``dtype`` is the precision of the arithmetic (fp32; tests of fp32 backends may ask for fp64)."""
+
+    name = "naive"
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: KVCacheLayer,
+        meta: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        """See ``AttentionBackend``."""
+        store_kv(key, value, cache, meta.slot_mapping)
+        heads, kv_heads = query.shape[1], cache.key.shape[2]
+        result = torch.empty_like(query)
+        first = 0
+        for index, (query_len, seq_len) in enumerate(zip(meta.query_lens, meta.seq_lens_list, strict=True)):
+            keys, values = self._contiguous(cache, meta.block_tables[index], seq_len, meta.block_size)
+            for row in range(query_len):
+                position = seq_len - query_len + row
+                low = 0 if window is None else max(0, position - window + 1)
+                for head in range(heads):
+                    kv_head = head // (heads // kv_heads)
+                    scores = keys[low : position + 1, kv_head] @ query[first + row, head].to(self.dtype) * scale
+                    if soft_cap is not None:
+                        scores = soft_cap * torch.tanh(scores / soft_cap)
+                    weights = torch.softmax(scores, dim=0)
+                    result[first + row, head] = (weights @ values[low : position + 1, kv_head]).to(query.dtype)
+            first += query_len
+        return result
+
+    def _contiguous(self, cache: KVCacheLayer, table: Tensor, seq_len: int, block_size: int) -> tuple[Tensor, Tensor]:
+        """K and V of positions 0 .. seq_len - 1, each ``[seq_len, Hkv, D]``."""
+        blocks = table.tolist()
+        slots = [(blocks[position // block_size], position % block_size) for position in range(seq_len)]
+        keys = torch.stack([cache.key[block, offset] for block, offset in slots]).to(self.dtype)
+        values = torch.stack([cache.value[block, offset] for block, offset in slots]).to(self.dtype)
+        if cache.key_scale is not None:
+            keys = keys * cache.key_scale.to(self.dtype)[None, :, None]
+        if cache.value_scale is not None:
+            values = values * cache.value_scale.to(self.dtype)[None, :, None]
+        return keys, values

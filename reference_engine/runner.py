@@ -1,0 +1,117 @@
+"""Eager execution of step plans: owns the KV pool and drives model and attention backend; decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reference_engine.attention.base import AttentionBackend, KVCacheLayer, empty_cache_layer
+from reference_engine.batch import StepTensors, build
+from reference_engine.config import CacheConfig, ConfigError, ModelConfig
+from reference_engine.models.llama import LlamaModel
+from reference_engine.plan import BlockCopy, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class StepLogits:
+    """What a step computed, fp32 on the runner's device.
+
+    sampled   [S, V]: the last row of every plan sequence with ``num_samples > 0``, in plan order
+    prompt    seq_id -> [query_len, V] for sequences with ``prompt_logprobs``; row i scores the token after the slice's i-th
+    """
+
+    sampled: Tensor
+    prompt: dict[int, Tensor]
+
+
+def block_bytes(model_config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of K and V that one block of ``block_size`` slots occupies over all layers."""
+    return block_size * model_config.kv_bytes_per_token(dtype.itemsize)
+
+
+def num_blocks_for(memory_bytes: int, model_config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """How many blocks fit in ``memory_bytes``.  Raises ConfigError when not even one does."""
+    one = block_bytes(model_config, block_size, dtype)
+    if memory_bytes < one:
+        raise ConfigError(
+            f"{memory_bytes} bytes of KV memory hold no block of {block_size} tokens ({one} bytes); raise --kv-memory"
+        )
+    return memory_bytes // one
+
+
+class ModelRunner:
+    """Executes plans against one KV pool.  Not thread-safe; one step at a time."""
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        model_config: ModelConfig,
+        cache: CacheConfig,
+        backend: AttentionBackend,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model = model
+        self.model_config = model_config
+        self.cache = cache
+        self.backend = backend
+        self.device = device
+        self.dtype = dtype
+        self.kv_bytes = cache.num_blocks * block_bytes(model_config, cache.block_size, dtype)
+        self._scale = model_config.head_dim**-0.5
+        shape = (cache.num_blocks, cache.block_size, model_config.num_kv_heads, model_config.head_dim)
+        try:
+            self.layers = [empty_cache_layer(*shape, dtype, device) for _ in range(model_config.num_layers)]
+        except (RuntimeError, MemoryError):
+            raise ConfigError(
+                f"cannot allocate {self.kv_bytes / 2**30:.2f} GiB of KV memory on {device}; lower --kv-memory"
+            ) from None
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepLogits:
+        """Apply the plan's block copies, compute its rows, return the logits that it needs."""
+        self._copy_blocks(plan.copies)
+        if plan.is_empty:
+            return StepLogits(torch.empty((0, self.model_config.vocab_size), device=self.device), {})
+        step = build(plan, self.cache.block_size, self.device)
+        logits = self._forward(step)
+        return StepLogits(
+            sampled=logits[: step.num_sampled],
+            prompt={seq_id: logits[begin:end] for seq_id, (begin, end) in step.prompt_slices.items()},
+        )
+
+    @torch.inference_mode()
+    def poison(self) -> None:
+        """Fill the whole pool with NaN: in tests, any read of a slot that was never written shows in the logits."""
+        for layer in self.layers:
+            layer.key.fill_(float("nan"))
+            layer.value.fill_(float("nan"))
+
+    def _forward(self, step: StepTensors) -> Tensor:
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return self.backend.forward(
+                query,
+                key,
+                value,
+                self.layers[layer],
+                step.meta,
+                scale=self._scale,
+                window=self.model_config.window(layer),
+            )
+
+        return self.model.forward(step.input_ids, step.positions, attend, step.logit_rows)
+
+    def _copy_blocks(self, copies: tuple[BlockCopy, ...]) -> None:
+        if not copies:
+            return
+        sources = torch.tensor([c.source for c in copies], device=self.device)
+        targets = torch.tensor([c.target for c in copies], device=self.device)
+        for layer in self.layers:
+            _copy_within(layer, sources, targets)
+
+
+def _copy_within(layer: KVCacheLayer, sources: Tensor, targets: Tensor) -> None:
+    for pool in (layer.key, layer.value):
+        pool.index_copy_(0, targets, pool.index_select(0, sources))
