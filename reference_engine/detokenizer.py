@@ -12,9 +12,43 @@ Each token is decoded once, so the cost per token does not grow with the length 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from typing import Protocol
 
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class TokenSource(Protocol):
+    """The part of a tokenizer that text is made from."""
+
+    @property
+    def special_ids(self) -> Set[int]: ...
+
+    def token_bytes(self, token_id: int, /) -> bytes: ...
+
+
+class TokenTable:
+    """The bytes of every token, looked up in the tokenizer once each."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self._source = source
+        self._special = source.special_ids
+        self._all: dict[int, bytes] = {}
+        self._shown: dict[int, bytes] = {}
+
+    def with_special(self, token: int) -> bytes:
+        """Bytes of the token; a special token's are its name."""
+        data = self._all.get(token)
+        if data is None:
+            data = self._all[token] = self._source.token_bytes(token)
+        return data
+
+    def shown(self, token: int) -> bytes:
+        """Bytes that the token adds to a text: those of ``with_special``, or none for a special token."""
+        data = self._shown.get(token)
+        if data is None:
+            data = self._shown[token] = b"" if token in self._special else self.with_special(token)
+        return data
 
 
 class Detokenizer:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .request import SamplingParams
+from reference_engine.request import SamplingParams
 
 # Sizes of the sorted head that top-p looks at before it sorts everything.  Sorting 49,152 weights costs 30 times what
 # taking the largest 128 costs, and those nearly always hold top_p of the mass.

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """One token, its log-probability (natural log), and the most likely tokens of its position, best first.
-
-    ``rank`` is 1 for the most likely token; None where it was not asked for.
-    """
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-    rank: int | None = None
+from reference_engine.outputs import PromptLogprobs, TokenLogprob
 
 
+@torch.inference_mode()
 def token_logprobs(logits: Tensor, tokens: list[int], counts: list[int], *, ranks: bool = False) -> list[TokenLogprob]:
-    """Per row r of ``logits [R, V]``: the log-probability of ``tokens[r]`` and of its ``counts[r]`` best tokens."""
+    """Per row r of ``logits [R, V]``: logprobs of ``tokens[r]`` and of the ``counts[r]`` most likely tokens."""
     logits = logits.float()
     chosen = torch.tensor(tokens, device=logits.device)[:, None]
     total = logits.logsumexp(-1, keepdim=True)
@@ -41,3 +29,23 @@ def token_logprobs(logits: Tensor, tokens: list[int], counts: list[int], *, rank
         TokenLogprob(token, value, tuple(zip(best_ids[i][:count], best_values[i][:count], strict=True)), rank[i])
         for i, (token, value, count) in enumerate(zip(tokens, own, counts, strict=True))
     ]
+
+
+class PromptScores:
+    """Log-probabilities of one request's prompt, filled in as its chunks are computed."""
+
+    def __init__(self, prompt: tuple[int, ...], count: int) -> None:
+        self._prompt = prompt
+        self._count = count
+        self._found: list[TokenLogprob | None] = [None] * len(prompt)
+
+    def add(self, start: int, logits: Tensor) -> None:
+        """``logits [q, V]`` of positions ``start .. start + q - 1``; the row of a position scores the token after it."""
+        targets = self._prompt[start + 1 : start + 1 + logits.shape[0]]
+        if targets:
+            scored = token_logprobs(logits[: len(targets)], list(targets), [self._count] * len(targets), ranks=True)
+            self._found[start + 1 : start + 1 + len(targets)] = scored
+
+    def take(self) -> PromptLogprobs | None:
+        """All of them, the first being None; or None if a position was never computed."""
+        return None if None in self._found[1:] else tuple(self._found)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .request import SamplingParams, Sequence
+from reference_engine.request import SamplingParams, Sequence
 
 
 def needs_edit(sequence: Sequence) -> bool:

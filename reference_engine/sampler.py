@@ -19,11 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .filters import filter_weights
-from .logprobs import TokenLogprob, token_logprobs
-from .penalties import edit_logits, needs_edit
-from .request import Sequence
-from .rng import uniforms
+from reference_engine.filters import filter_weights
+from reference_engine.logprobs import token_logprobs
+from reference_engine.outputs import TokenLogprob
+from reference_engine.penalties import edit_logits, needs_edit
+from reference_engine.request import Sequence
+from reference_engine.rng import uniforms
 
 FAULT = -1  # stands in the token list where a row's logits held no finite maximum
 
@@ -51,6 +52,7 @@ class Sampler:
     def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
         self._eos_token_ids = eos_token_ids
 
+    @torch.inference_mode()
     def sample(self, logits: Tensor, draws: list[Draw]) -> Sampled:
         """Draw one token for each of ``draws`` from ``logits [S, V]`` (float32; not changed)."""
         plain: list[int] = []
