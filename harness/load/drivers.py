@@ -1,0 +1,126 @@
+"""Releasing requests: a closed loop that keeps N in flight, an open loop that follows planned times.
+
+Neither skips, re-anchors or rescales: a request that could not be sent when planned is sent late, and its record says
+so.
+A request with ``after`` is released by the end of that one (a later turn of a conversation), never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from harness.load.exchange import Exchange
+from workloads.request import RequestSpec
+
+monotonic_ns = time.monotonic_ns
+
+# uvloop's timers count whole milliseconds; the rest of the wait is spent polling the network.
+TIMER_SLACK_S = 0.0015
+
+SendOne = Callable[[int, Exchange], Awaitable[None]]  # position in the schedule; the exchange to fill
+
+
+class Stop(Protocol):
+    """Whether no further request may start."""
+
+    def is_set(self) -> bool: ...
+
+
+def followers(requests: Sequence[RequestSpec]) -> dict[int, list[int]]:
+    """Positions that each position releases when it ends."""
+    positions = {request.index: position for position, request in enumerate(requests)}
+    released: dict[int, list[int]] = {}
+    for position, request in enumerate(requests):
+        if request.after is not None:
+            released.setdefault(positions[request.after], []).append(position)
+    return released
+
+
+async def closed_loop(requests: Sequence[RequestSpec], concurrency: int, send: SendOne, stop: Stop) -> bool:
+    """Keep ``concurrency`` conversations in flight until the requests are used up or ``stop`` is set.
+
+    A slot holds one conversation at a time, think times included.  Returns whether every request was sent.
+    """
+    released = followers(requests)
+    waiting = deque(position for position, request in enumerate(requests) if request.after is None)
+
+    async def slot() -> None:
+        while waiting and not stop.is_set():
+            turns = deque([waiting.popleft()])
+            while turns and not stop.is_set():
+                position = turns.popleft()
+                request = requests[position]
+                if request.after is not None:
+                    await asyncio.sleep(request.think_s)
+                await send(position, Exchange(request.index, t_ready=monotonic_ns()))
+                turns.extend(released.get(position, ()))
+            if turns:
+                waiting.extendleft(reversed(turns))
+
+    await gather_or_cancel([slot() for _ in range(min(concurrency, max(1, len(waiting))))])
+    return not waiting
+
+
+async def open_loop(
+    requests: Sequence[RequestSpec], arrivals_ns: Sequence[int], send: SendOne, stop: Stop, start_ns: int
+) -> bool:
+    """Send the first turns at ``start_ns + arrivals_ns[i]``, in order, and later turns when theirs end.
+
+    ``arrivals_ns`` has one entry for each request without ``after``.  Returns whether every request was sent.
+    """
+    released = followers(requests)
+    first_turns = [position for position, request in enumerate(requests) if request.after is None]
+    tasks: set[asyncio.Task[None]] = set()
+    sent = 0
+
+    async def converse(position: int, t_sched: int | None) -> None:
+        nonlocal sent
+        sent += 1
+        t_ready = monotonic_ns() if t_sched is None else t_sched
+        await send(position, Exchange(requests[position].index, t_ready=t_ready, t_sched=t_sched))
+        for later in released.get(position, ()):
+            await asyncio.sleep(requests[later].think_s)
+            if not stop.is_set():
+                await converse(later, None)
+
+    try:
+        for position, offset in zip(first_turns, arrivals_ns, strict=True):
+            await sleep_until(start_ns + offset)
+            if stop.is_set():
+                break
+            task = asyncio.create_task(converse(position, start_ns + offset))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        while tasks:
+            await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+    return sent == len(requests)
+
+
+async def sleep_until(t_ns: int) -> None:
+    """Return at or just after the monotonic time ``t_ns``; at once when it is past."""
+    left = (t_ns - monotonic_ns()) / 1e9
+    if left > TIMER_SLACK_S:
+        await asyncio.sleep(left - TIMER_SLACK_S)
+    while monotonic_ns() < t_ns:
+        await asyncio.sleep(0)
+
+
+async def gather_or_cancel(work: Sequence[Awaitable[None]]) -> None:
+    """Run all; when cancelled, cancel all and wait for their ends, so that every record is complete."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,139 @@
+"""The client against a server whose own log says what really happened."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+from harness.load.client import Client, Timeouts
+from harness.load.dialect import Dialect, prepare
+from harness.load.exchange import Exchange
+from harness.load.settle import settle
+from harness.load.wire import monotonic_ns
+from workloads.request import RequestSpec
+
+
+def spec(index: int = 0, *, output: int = 4, chat: bool = False) -> RequestSpec:
+    return RequestSpec(
+        index=index,
+        messages=({"role": "user", "content": "one two three"},) if chat else None,
+        prompt=None if chat else "one two three",
+        prompt_tokens=6 if chat else 3,
+        output_tokens=output,
+    )
+
+
+async def exchange_with(server: Any, request: RequestSpec, **options: Any) -> Exchange:
+    async with Client(server.url, timeouts=Timeouts(2, 2, 2, 5), **options) as client:
+        exchange = Exchange(request.index, t_ready=monotonic_ns())
+        prepared = prepare(request, Dialect("words"))
+        await client.send(exchange, prepared.path, prepared.body)
+    return exchange
+
+
+async def test_a_good_stream_is_a_success_with_the_servers_times(server: Any) -> None:
+    server.ttft_s, server.itl_s = 0.02, 0.01
+    request = spec(output=5)
+    record, chunks = settle(await exchange_with(server, request), request)
+    assert record.ok, record.error
+    assert (record.status, record.finish_reason, record.chunks) == (200, "length", 5)
+    assert (record.prompt_tokens, record.output_tokens, record.token_source) == (3, 5, "usage")
+    (served,) = server.served
+    assert record.t_send is not None
+    assert record.t_done is not None
+    # Order is what any machine must show: written before received, arrived after sent, in sequence.
+    assert record.t_ready <= record.t_send
+    assert all(arrived.t >= sent for arrived, sent in zip(chunks, served.t_chunks, strict=True))
+    assert all(a.t <= b.t for a, b in pairwise(chunks))
+    assert (record.t_first, record.t_last) == (chunks[0].t, chunks[-1].t)
+    assert record.t_done >= chunks[-1].t
+    assert not any(chunk.coalesced for chunk in chunks)
+
+
+async def test_chat_and_completions_send_what_was_planned(server: Any) -> None:
+    for chat in (False, True):
+        request = spec(chat=chat)
+        record, _ = settle(await exchange_with(server, request, api_key="secret"), request)
+        assert record.ok, record.error
+        asked = server.asked[-1]
+        assert asked.path == ("/v1/chat/completions" if chat else "/v1/completions")
+        assert asked.headers["authorization"] == "Bearer secret"
+        assert asked.json["max_tokens"] == 4
+        assert asked.json["ignore_eos"] is True
+        assert asked.json["stream_options"] == {"include_usage": True}
+
+
+async def test_connections_are_reused_and_never_more_than_the_requests_in_flight(server: Any) -> None:
+    async with Client(server.url) as client:
+        await client.warm(3, "health")
+        assert server.connections <= 3
+
+        async def three() -> None:
+            for index in range(3):
+                prepared = prepare(spec(index), Dialect("words"))
+                await client.send(Exchange(index, t_ready=0), prepared.path, prepared.body)
+
+        await asyncio.gather(three(), three(), three())
+        assert len(server.asked) == 9
+        assert server.connections <= 3
+
+
+async def test_chunks_of_one_read_share_a_stamp_and_say_so(server: Any, wire: Any) -> None:
+    async def script(connection: Any, asked: Any) -> None:
+        connection.head()
+        connection.body(wire.text("a") + wire.text("b"))
+        await connection.writer.drain()
+        await asyncio.sleep(0.05)
+        connection.body(wire.text("c", "stop") + wire.done)
+        connection.end()
+
+    server.script = script
+    request = spec()
+    record, chunks = settle(await exchange_with(server, request), request)
+    assert record.ok, record.error
+    assert [chunk.coalesced for chunk in chunks] == [False, True, False]
+    assert chunks[0].t == chunks[1].t < chunks[2].t
+    assert (record.output_tokens, record.token_source) == (3, "chunks")
+
+
+async def test_bodies_cut_at_every_byte_give_the_same_record(server: Any, wire: Any) -> None:
+    body = b": ping\r\n\r\n" + wire.delta({"role": "assistant", "content": ""}) + wire.delta({"content": "h\u00e9"})
+    body += wire.delta({"content": "llo"}, "stop", usage={"prompt_tokens": 3, "completion_tokens": 2}) + wire.done
+
+    async def script(connection: Any, asked: Any) -> None:
+        connection.head()
+        for index in range(len(body)):
+            connection.body(body[index : index + 1])
+            await connection.writer.drain()
+        connection.end()
+
+    server.script = script
+    request = spec(chat=True)
+    record, _ = settle(await exchange_with(server, request), request)
+    assert record.ok, record.error
+    assert (record.chunks, record.output_tokens, record.prompt_tokens) == (2, 2, 3)
+
+
+async def test_a_large_request_is_written_whole(server: Any) -> None:
+    request = RequestSpec(0, None, "word " * 400_000, 400_000, 2)
+    record, _ = settle(await exchange_with(server, request), request)
+    assert record.ok, record.error
+    assert len(server.asked[0].json["prompt"].split()) == 400_000
+
+
+async def test_cancelling_the_caller_marks_the_exchange(server: Any) -> None:
+    server.itl_s = 0.05
+    async with Client(server.url) as client:
+        request = spec(output=100)
+        prepared = prepare(request, Dialect("words"))
+        exchange = Exchange(0, t_ready=0)
+        task = asyncio.create_task(client.send(exchange, prepared.path, prepared.body))
+        while len(exchange.stamps) < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+    record, chunks = settle(exchange, request)
+    assert (record.ok, record.error_class) == (False, "cancelled")
+    assert len(chunks) >= 2  # what came before is kept

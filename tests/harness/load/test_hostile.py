@@ -1,0 +1,416 @@
+"""A server that misbehaves in every way we could think of: each ends in its class, none hangs, none crashes."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from harness.load.client import Client, Timeouts
+from harness.load.dialect import Dialect, prepare
+from harness.load.exchange import Exchange
+from harness.load.settle import RequestRecord, Rules, settle
+from harness.load.wire import monotonic_ns
+from workloads.request import RequestSpec
+
+SPEC = RequestSpec(0, None, "one two three", 3, 4)
+Script = Callable[[Any, Any, Any], Awaitable[None]]
+CASES: dict[str, tuple[str | None, Script]] = {}
+
+
+def case(expected: str | None) -> Callable[[Script], Script]:
+    def register(script: Script) -> Script:
+        CASES[script.__name__] = (expected, script)
+        return script
+
+    return register
+
+
+def begin(c: Any, w: Any, tokens: int = 2) -> None:
+    c.head()
+    for index in range(tokens):
+        c.body(w.text(f" w{index}"))
+
+
+@case("truncated")
+async def closes_at_once(c: Any, asked: Any, w: Any) -> None:
+    await c.close()
+
+
+@case("truncated")
+async def resets_at_once(c: Any, asked: Any, w: Any) -> None:
+    c.reset()
+
+
+@case("truncated")
+async def closes_inside_the_headers(c: Any, asked: Any, w: Any) -> None:
+    c.raw(b"HTTP/1.1 200 OK\r\nContent-Ty")
+    await c.close()
+
+
+@case("timeout_first")
+async def never_answers(c: Any, asked: Any, w: Any) -> None:
+    await asyncio.sleep(30)
+
+
+@case("timeout_first")
+async def sends_headers_and_nothing(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    await asyncio.sleep(30)
+
+
+@case("timeout_idle")
+async def stalls_after_two_tokens(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    await asyncio.sleep(30)
+
+
+@case("timeout_idle")
+async def drips_a_byte_at_a_time(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    while not c.writer.is_closing():
+        c.body(b"d")
+        await asyncio.sleep(0.05)
+
+
+@case("timeout_idle")
+async def says_done_and_keeps_the_response_open(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop") + w.done)
+    await asyncio.sleep(30)
+
+
+@case("http_4xx")
+async def too_many_requests(c: Any, asked: Any, w: Any) -> None:
+    c.answer({"error": {"message": "queue is full", "type": "rate_limit"}}, status=429)
+
+
+@case("http_4xx")
+async def unauthorised_with_html(c: Any, asked: Any, w: Any) -> None:
+    c.answer("<html><body>no</body></html>", status=401, content_type="text/html")
+
+
+@case("http_5xx")
+async def internal_error(c: Any, asked: Any, w: Any) -> None:
+    c.answer({"detail": "boom"}, status=500)
+
+
+@case("http_5xx")
+async def unavailable_without_a_body(c: Any, asked: Any, w: Any) -> None:
+    c.raw(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+
+
+@case("malformed")
+async def redirects(c: Any, asked: Any, w: Any) -> None:
+    c.raw(b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")
+
+
+@case("in_band")
+async def error_envelope_with_status_200(c: Any, asked: Any, w: Any) -> None:
+    c.answer({"error": {"message": "model not loaded"}})
+
+
+@case("in_band")
+async def error_in_the_middle_of_the_stream(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.event({"error": {"message": "out of memory", "code": 500}}) + w.done)
+    c.end()
+
+
+@case("in_band")
+async def sse_error_event(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(b"event: error\ndata: engine died\n\n")
+    c.end()
+
+
+@case("in_band")
+async def in_band_error_then_reset(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.event({"error": "CUDA error"}))
+    await c.writer.drain()
+    await asyncio.sleep(0.02)
+    c.reset()
+
+
+@case("truncated")
+async def resets_inside_a_chunk(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.raw(b"ff\r\ndata: {")
+    await c.writer.drain()
+    await asyncio.sleep(0.02)
+    c.reset()
+
+
+@case("truncated")
+async def closes_without_the_last_chunk(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop") + w.done)
+    await c.close()
+
+
+@case("truncated")
+async def ends_without_finish_reason(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.done)
+    c.end()
+
+
+@case("truncated")
+async def ends_without_done(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop"))
+    c.end()
+
+
+@case("truncated")
+async def ends_inside_an_event(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("x", "stop") + b'data: {"choi')
+    c.end()
+
+
+@case("truncated")
+async def streams_no_token(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    c.body(w.delta({"role": "assistant", "content": ""}) + w.delta({}, "stop") + w.done)
+    c.end()
+
+
+@case("truncated")
+async def content_length_longer_than_the_body(c: Any, asked: Any, w: Any) -> None:
+    body = w.text("a", "stop") + w.done
+    c.head(200, "text/event-stream", f"Content-Length: {len(body) + 100}", chunked=False)
+    c.body(body)
+    await c.close()
+
+
+@case("truncated")
+async def content_length_ends_inside_the_stream(c: Any, asked: Any, w: Any) -> None:
+    body = (w.text("a") + w.text("b", "stop") + w.done)[:-30]
+    c.head(200, "text/event-stream", f"Content-Length: {len(body)}", chunked=False)
+    c.body(body)
+
+
+@case("truncated")
+async def empty_body(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    c.end()
+
+
+@case("malformed")
+async def html_with_status_200(c: Any, asked: Any, w: Any) -> None:
+    c.answer("<html><body>Welcome to nginx</body></html>\n", content_type="text/html")
+
+
+@case("malformed")
+async def a_document_instead_of_a_stream(c: Any, asked: Any, w: Any) -> None:
+    c.answer({"choices": [{"text": "all at once", "finish_reason": "stop"}]})
+
+
+@case("malformed")
+async def invalid_json(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(b'data: {"choices": [}\n\n' + w.done)
+    c.end()
+
+
+@case("malformed")
+async def invalid_utf8(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(b'data: {"choices":[{"text":"\xff\xfe"}]}\n\n' + w.done)
+    c.end()
+
+
+@case("malformed")
+async def event_is_a_list(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    c.body(w.event([1, 2]) + w.done)
+    c.end()
+
+
+@case("malformed")
+async def choices_are_numbers(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    c.body(w.event({"choices": [1, 2]}) + w.done)
+    c.end()
+
+
+@case("malformed")
+async def text_is_a_number(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    c.body(w.event({"choices": [{"delta": {"content": 5}, "finish_reason": "stop"}]}) + w.done)
+    c.end()
+
+
+@case("malformed")
+async def usage_is_negative(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop") + w.usage(3, -1) + w.done)
+    c.end()
+
+
+@case("malformed")
+async def done_twice(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop") + w.done + w.done)
+    c.end()
+
+
+@case("malformed")
+async def tokens_after_done(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop") + w.done + w.text("more"))
+    c.end()
+
+
+@case("malformed")
+async def not_http(c: Any, asked: Any, w: Any) -> None:
+    c.raw(b"220 smtp.example.com ESMTP\r\n\r\n")
+    await c.close()
+
+
+@case("malformed")
+async def broken_chunk_size(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.raw(b"zz\r\n" + w.text("x", "stop") + b"\r\n")
+    await asyncio.sleep(1)
+
+
+@case("malformed")
+async def endless_headers(c: Any, asked: Any, w: Any) -> None:
+    c.raw(b"HTTP/1.1 200 OK\r\n")
+    for index in range(2000):
+        c.raw(b"X-%d: %s\r\n" % (index, b"y" * 100))
+    await asyncio.sleep(1)
+
+
+# Odd, but nothing is wrong.
+
+
+@case(None)
+async def half_closed_after_the_answer(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop") + w.done)
+    c.end()
+    c.writer.write_eof()
+
+
+@case(None)
+async def duplicate_headers(c: Any, asked: Any, w: Any) -> None:
+    c.head(200, "text/event-stream", "X-A: 1", "X-A: 2", "Content-Type: text/event-stream")
+    c.body(w.text("a", "stop") + w.done)
+    c.end()
+
+
+@case(None)
+async def gzip_without_being_asked(c: Any, asked: Any, w: Any) -> None:
+    c.head(200, "text/event-stream", "Content-Encoding: gzip")
+    c.body(gzip.compress(w.text("a", "stop") + w.done))
+    c.end()
+
+
+@case(None)
+async def closes_to_end_the_body(c: Any, asked: Any, w: Any) -> None:
+    c.head(200, "text/event-stream", "Connection: close", chunked=False)
+    c.body(w.text("a", "stop") + w.done)
+    await c.close()
+
+
+@case(None)
+async def crlf_comments_and_several_data_lines(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    c.body(
+        b': hi\r\n\r\ndata: {"choices": [{"text": "a",\r\ndata: "finish_reason": "stop"}]}\r\n\r\ndata: [DONE]\r\n\r\n'
+    )
+    c.end()
+
+
+@case(None)
+async def a_line_of_ten_mebibytes(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    line = w.text("x" * (10 << 20), "stop")
+    for start in range(0, len(line), 65_536):
+        c.body(line[start : start + 65_536])
+        await c.writer.drain()
+    c.body(w.done)
+    c.end()
+
+
+@case(None)
+async def usage_beside_the_last_choice(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop", usage={"prompt_tokens": 3, "completion_tokens": 2}) + w.done)
+    c.end()
+
+
+async def ask(server: Any, rules: Rules | None = None) -> RequestRecord:
+    exchange = Exchange(0, t_ready=monotonic_ns())
+    async with Client(server.url, timeouts=Timeouts(connect=1, first=0.4, idle=0.4, total=1.0)) as client:
+        prepared = prepare(SPEC, Dialect("words"))
+        async with asyncio.timeout(10):  # no misbehaviour may outlast the client's own limits
+            await client.send(exchange, prepared.path, prepared.body)
+    assert exchange.t_done is not None
+    return settle(exchange, SPEC, rules=rules)[0]
+
+
+@pytest.mark.parametrize("name", list(CASES))
+async def test_each_misbehaviour_has_its_class(server: Any, wire: Any, name: str) -> None:
+    expected, script = CASES[name]
+    server.script = lambda connection, asked: script(connection, asked, wire)
+    record = await ask(server)
+    assert record.error_class == expected, record.error
+    assert record.ok is (expected is None)
+    assert (record.error is None) is (expected is None)
+    # The next request over the same client code must not suffer from what the last one left behind.
+    server.script = server.stream
+    assert (await ask(server)).ok
+
+
+async def test_an_engine_known_to_send_no_done_may_leave_it_out(server: Any, wire: Any) -> None:
+    server.script = lambda connection, asked: ends_without_done(connection, asked, wire)
+    assert (await ask(server, Rules(sends_done=False))).ok
+
+
+async def test_nobody_listens() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+
+        class Nobody:
+            url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+        assert (await ask(Nobody)).error_class == "connect"
+
+
+async def test_plain_http_where_tls_was_asked() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    plain = await asyncio.start_server(greet, "127.0.0.1", 0)
+
+    class Secure:
+        url = f"https://127.0.0.1:{plain.sockets[0].getsockname()[1]}"
+
+    async with plain:
+        assert (await ask(Secure)).error_class == "tls"
+
+
+async def test_a_poisoned_connection_is_not_reused(server: Any, wire: Any) -> None:
+    """An answer that goes on after a time limit must not be read as the next answer."""
+    async with Client(server.url, timeouts=Timeouts(connect=1, first=0.2, idle=0.2, total=0.5)) as client:
+        prepared = prepare(SPEC, Dialect("words"))
+        server.script = lambda connection, asked: stalls_after_two_tokens(connection, asked, wire)
+        first = Exchange(0, t_ready=0)
+        await client.send(first, prepared.path, prepared.body)
+        server.script = server.stream
+        second = Exchange(1, t_ready=0)
+        await client.send(second, prepared.path, prepared.body)
+    assert settle(first, SPEC)[0].error_class == "timeout_idle"
+    assert settle(second, SPEC)[0].ok
+    assert server.connections == 2
