@@ -1,0 +1,84 @@
+"""A figure of the page: a picture, what it shows in words, and the same data as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from reports.charts.svg import ChartsUnavailableError, render
+from reports.columns import Floats
+from reports.style import GRID, MUTED, TEXT
+
+FONT_SIZE = 11
+
+
+@dataclass(frozen=True)
+class Table:
+    """The data a figure draws; cells are text ready to show."""
+
+    columns: list[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``svg`` is empty when nothing could be drawn; ``notes`` then say why."""
+
+    id: str
+    title: str
+    description: str
+    svg: str
+    tables: list[tuple[str, Table]] = field(default_factory=list)  # (caption, data)
+    notes: list[str] = field(default_factory=list)
+
+
+def draw(build: Any, figure_id: str) -> str:
+    """Call ``build()`` for an altair chart and draw it; empty when the chart libraries are not installed."""
+    try:
+        return render(build().configure(**config()).to_dict(), figure_id)
+    except ChartsUnavailableError:
+        return ""
+
+
+def config() -> dict[str, Any]:
+    """The one look of all charts."""
+    axis = {
+        "labelColor": MUTED,
+        "titleColor": MUTED,
+        "titleFontWeight": "normal",
+        "labelFontSize": FONT_SIZE,
+        "titleFontSize": FONT_SIZE,
+        "gridColor": GRID,
+        "domainColor": GRID,
+        "tickColor": GRID,
+        "ticks": False,
+        "labelPadding": 5,
+        "titlePadding": 7,
+    }
+    header = {
+        "labelColor": TEXT,
+        "labelFontSize": FONT_SIZE + 1,
+        "labelFontWeight": 600,
+        "labelPadding": 2,
+        "title": None,
+    }
+    return {
+        "background": "transparent",
+        "axis": axis,
+        "axisY": {"domain": False},
+        "header": header,
+        "view": {"stroke": None},
+        "title": {"color": TEXT, "fontSize": FONT_SIZE + 1, "fontWeight": 600, "anchor": "start", "offset": 5},
+        "font": "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif",
+        "facet": {"spacing": 10},
+        "concat": {"spacing": 14},
+    }
+
+
+def cells(values: Floats, decimals: int = 0) -> list[str]:
+    """Numbers of a data table; a dash where one was not measured."""
+    shown = np.char.mod(f"%.{decimals}f", np.where(np.isfinite(values), values, 0.0))
+    return np.where(np.isfinite(values), shown, "–").tolist()

@@ -1,0 +1,155 @@
+"""KV memory over time: every slot of the pool stacked by what it holds, one strip an engine on one time axis."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import altair as alt
+import numpy as np
+
+from reports.charts import scales
+from reports.charts.figure import Figure, Table, cells, draw
+from reports.columns import Columns, Floats, pivot, thin
+from reports.dataset import Cell, Dataset, Group
+from reports.style import LEDGER, MUTED, POOL, USAGE, LedgerWord
+from reports.words import count, plural
+
+NS = 1e9
+POINTS = 72
+STRIP = 92  # px
+NOT_REPORTED = "not reported by this engine"
+
+
+class Stack(NamedTuple):
+    """One engine's KV memory over time.  ``layers`` are shares of the pool, bottom first, each as long as ``t`` [s]."""
+
+    words: list[LedgerWord]
+    t: Floats
+    layers: list[Floats]
+    pool: float | None  # token slots, null when the engine tells shares only
+    merged: int  # samples a point stands for
+
+
+def stack(cell: Cell) -> Stack | None:
+    """What the engine of ``cell`` tells of its KV memory, in the finest words it has; null when it tells nothing."""
+    rows = cell.tables.metrics.rows(cell.info.cell_id, ("t", "name", "value"))
+    return _ledger(cell, rows) or _pool(cell, rows) or _usage(cell, rows)
+
+
+def _ledger(cell: Cell, rows: Columns) -> Stack | None:
+    names = [f"ledger_{word.name}" for word in LEDGER]
+    t, series = pivot(rows, names)
+    if len(series) < len(names):
+        return None
+    return _stacked(cell, LEDGER, t, [series[name] for name in names])
+
+
+def _pool(cell: Cell, rows: Columns) -> Stack | None:
+    names = ("kv_slots_reserved", "kv_slots_allocated", "kv_slots_live", "kv_slots_evictable")
+    t, series = pivot(rows, names)
+    if not {"kv_slots_reserved", "kv_slots_allocated", "kv_slots_live"} <= series.keys():
+        return None
+    reserved, allocated, live = (series[name] for name in names[:3])
+    evictable = series.get(names[3], np.zeros_like(live))
+    return _stacked(cell, POOL, t, [live, allocated - live, evictable, reserved - allocated - evictable])
+
+
+def _usage(cell: Cell, rows: Columns) -> Stack | None:
+    t, series = pivot(rows, ["kv_usage"])
+    if not series:
+        return None
+    held = np.clip(series["kv_usage"], 0, 1)
+    t, thinned, merged = thin(t, {"held": held}, POINTS)
+    return Stack(USAGE, (t - cell.origin) / NS, [thinned["held"], 1 - thinned["held"]], None, merged)
+
+
+def _stacked(cell: Cell, words: list[LedgerWord], t: Floats, layers: list[Floats]) -> Stack | None:
+    whole = np.all([np.isfinite(layer) for layer in layers], axis=0)
+    total = np.sum(layers, axis=0)
+    whole &= total > 0
+    if not whole.any():
+        return None
+    shares = {word.name: np.clip(layer[whole] / total[whole], 0, 1) for word, layer in zip(words, layers, strict=True)}
+    t, shares, merged = thin(t[whole], shares, POINTS)
+    return Stack(
+        words, (t - cell.origin) / NS, [shares[word.name] for word in words], float(total[whole].max()), merged
+    )
+
+
+def memory_figure(data: Dataset, group: Group, width: int, end_s: float) -> Figure:
+    """One strip an engine under ``group``; the time axis ends at ``end_s`` [s] for all of them."""
+    figure_id = f"kv-{data.groups.index(group)}"
+    shown: list[tuple[str, Stack]] = []
+    notes: list[str] = []
+    merged = 1
+    for engine in data.engines:
+        valid = group.valid(engine.label)
+        if group.cells.get(engine.label) and not valid:
+            notes.append(f"{engine.label} is INVALID here and not drawn.")
+        if not valid:
+            continue
+        found = stack(valid[0])
+        if found is None:
+            notes.append(f"{engine.label}: {NOT_REPORTED}.")
+            continue
+        shown.append((engine.label, found))
+        merged = max(merged, found.merged)
+    title = f"KV memory, {group.title}"
+    if not shown:
+        return Figure(figure_id, title, "No engine reports its KV memory.", "", notes=notes)
+    if merged > 1:
+        notes.append(f"Each point is the mean of up to {plural(merged, 'sample')}.")
+
+    def build() -> alt.VConcatChart:
+        strips = [
+            _strip(label, found, width, end_s, is_last=i == len(shown) - 1) for i, (label, found) in enumerate(shown)
+        ]
+        return alt.vconcat(*strips).properties(spacing=8)
+
+    tables = [(f"{label}, % of the pool", _table(found)) for label, found in shown]
+    means = "; ".join(f"{label}: {_means(found)}" for label, found in shown)
+    description = f"Share of the KV pool by what its slots hold (up) over seconds (across). Means. {means}."
+    return Figure(figure_id, title, description, draw(build, figure_id), tables, notes)
+
+
+def _strip(label: str, found: Stack, width: int, end_s: float, is_last: bool) -> scales.Layered:
+    tops = np.cumsum(found.layers, axis=0)
+    bottoms = tops - np.asarray(found.layers)
+    rows: list[dict[str, Any]] = []
+    colors: dict[str, str] = {}
+    for word, low, high, layer in zip(found.words, bottoms, tops, found.layers, strict=True):
+        if layer.max() < 5e-4:
+            continue
+        colors[word.name] = word.color
+        rows += [
+            {"t": round(float(t), 4), "low": round(float(a), 4), "high": round(float(b), 4), "word": word.name}
+            for t, a, b in zip(found.t, low, high, strict=True)
+        ]
+    across = alt.Axis(title="s" if is_last else None, labels=is_last, format=",f", tickCount=5, grid=False, domain=True)
+    up = scales.side_title(alt.Axis(title=None, format="%", values=[0, 0.5, 1]))
+    scale = alt.Scale(domain=list(colors), range=list(colors.values()))
+    pool = f", {count(found.pool)} slots" if found.pool is not None else ", share of the pool"
+    area = alt.Chart(scales.values(rows)).mark_area(interpolate="linear", clip=True)
+    base = area.encode(
+        x=alt.X("t:Q", scale=alt.Scale(domain=[0, end_s], nice=False), axis=across),
+        y=alt.Y("low:Q", scale=alt.Scale(domain=[0, 1]), axis=up),
+        y2="high:Q",
+        color=alt.Color("word:N", scale=scale, legend=None),
+    )
+    heading = alt.TitleParams(label, limit=width - 150)
+    note = alt.Chart(scales.values([{"text": pool.removeprefix(", ")}])).mark_text(
+        align="right", baseline="bottom", color=MUTED, fontSize=10
+    )
+    return alt.layer(base, note.encode(text="text:N", x=alt.value(width - scales.MARGIN), y=alt.value(-7))).properties(
+        width=width - scales.MARGIN, height=STRIP, title=heading
+    )
+
+
+def _table(found: Stack) -> Table:
+    columns = ["s", *(word.label for word in found.words)]
+    return Table(columns, list(zip(cells(found.t, 2), *(cells(100 * layer, 1) for layer in found.layers), strict=True)))
+
+
+def _means(found: Stack) -> str:
+    told = [f"{w.label} {100 * float(s.mean()):.1f} %" for w, s in zip(found.words, found.layers, strict=True)]
+    return ", ".join(told)

@@ -1,0 +1,65 @@
+"""Encodings shared by all charts: an engine's colour, dash and marker; axes that start at 0 or say that they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from reports.dataset import Engine
+from reports.style import series_style
+
+LABEL_LIMIT = 96  # px; longer engine names end in an ellipsis on axes, the legend and tables have them in full
+Y_AXIS = 34  # px kept for the labels of a value axis, so that stacked strips line up
+Layered = alt.LayerChart | alt.FacetChart
+
+MARGIN = Y_AXIS + 20  # px of a chart's width that are not its plotting area
+LOG_SPREAD = 40.0  # values that spread over more than this factor are drawn on a log axis
+
+
+def color(engines: Sequence[Engine]) -> alt.Color:
+    """Field ``engine`` to its colour."""
+    styles = [series_style(e.index) for e in engines]
+    scale = alt.Scale(domain=[e.label for e in engines], range=[s.color for s in styles])
+    return alt.Color("engine:N", scale=scale, legend=None)
+
+
+def dash(engines: Sequence[Engine]) -> alt.StrokeDash:
+    """Field ``engine`` to its dash."""
+    styles = [series_style(e.index) for e in engines]
+    scale = alt.Scale(domain=[e.label for e in engines], range=[s.dash for s in styles])
+    return alt.StrokeDash("engine:N", scale=scale, legend=None)
+
+
+def shape(engines: Sequence[Engine]) -> alt.Shape:
+    """Field ``engine`` to its marker."""
+    styles = [series_style(e.index) for e in engines]
+    scale = alt.Scale(domain=[e.label for e in engines], range=[s.marker for s in styles])
+    return alt.Shape("engine:N", scale=scale, legend=None)
+
+
+def values(rows: list[dict[str, Any]]) -> alt.Data:
+    """Inline data."""
+    return alt.Data(values=rows)
+
+
+def is_wide(low: float, high: float) -> bool:
+    """Does the range need a log axis?"""
+    return low > 0 and high / low > LOG_SPREAD
+
+
+def milliseconds(low: float, high: float) -> tuple[alt.Scale, alt.Axis]:
+    """Scale and axis of a latency; its title says so when it is logarithmic."""
+    if is_wide(low, high):
+        axis = alt.Axis(title="ms (log axis)", format=",~r", tickCount=5, labelOverlap="greedy")
+        return alt.Scale(type="log", nice=False), axis
+    return alt.Scale(zero=True, nice=True), alt.Axis(title="ms", format=",f", tickCount=5)
+
+
+def side_title(axis: alt.Axis) -> alt.Axis:
+    """The title of a vertical axis, written level above it instead of turned along it."""
+    axis.titleAngle, axis.titleAlign, axis.titleBaseline = 0, "left", "bottom"
+    axis.titleX, axis.titleY = -Y_AXIS, -7
+    axis.minExtent = axis.maxExtent = Y_AXIS
+    return axis
