@@ -1,0 +1,82 @@
+"""What the validity rules look at, measured from the tables of one cell.  None where it cannot be told."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness.results.cells import CellData, in_flight
+from harness.results.schema import CellSummary
+
+NS_PER_MS = 1e6
+# Client lag below this moves no reported time by more than a display digit.
+LAG_FLOOR_MS = 5.0
+SCRAPE_GAP_NS = 1_000_000_000
+
+
+def measures(summary: CellSummary, data: CellData, window: tuple[int, int] | None) -> dict[str, float | None]:
+    """What the validity rules look at; None where it cannot be told."""
+    info, ok = data.info, data.ok & data.measured
+    schedule = info.workload.parameters.get("schedule", {})
+    answered = summary.requests_ok + summary.requests_failed
+    cancelled = summary.errors.get("cancelled", 0)
+    output, planned = data.column("output_tokens")[ok], data.column("planned_output_tokens")[ok]
+    prompt, planned_prompt = data.column("prompt_tokens")[ok], data.column("planned_prompt_tokens")[ok]
+    known = ~np.isnan(prompt)
+    result: dict[str, float | None] = {
+        "no_success": float(summary.requests_ok == 0),
+        "failed_to_finish": float(info.status == "failed"),
+        "interrupted": float(info.status in ("interrupted", "running")),
+        "ran_dry": float(bool(schedule.get("ran_dry"))),
+        "error_share": (summary.requests_failed - cancelled) / answered if answered else None,
+        "client_cpu_percent": summary.client_cpu_percent,
+        "lag_ms_p99": summary.client_lag_ms_p99,
+        "length_mismatch": float((output != planned).mean()) if ok.any() else None,
+        "counted_by_chunks": _share(data.requests["token_source"].to_pylist(), ok, "chunks"),
+        "prompt_mismatch": None,
+        "unmeant_prefix_hits": None,
+    }
+    if known.any() and schedule.get("exact"):
+        result["prompt_mismatch"] = abs(float(prompt[known].sum() / planned_prompt[known].sum()) - 1)
+    if summary.prefix_hit_rate is not None and "shared_tokens_share" in schedule:
+        result["unmeant_prefix_hits"] = max(0.0, summary.prefix_hit_rate - float(schedule["shared_tokens_share"]))
+    shortest = [time.p50 for time in (summary.ttft, summary.itl) if time.p50]
+    if summary.client_lag_ms_p99 is not None and summary.client_lag_ms_p99 > LAG_FLOOR_MS and shortest:
+        result["lag_share"] = summary.client_lag_ms_p99 / min(shortest)
+    if window is not None:
+        result |= delivery_measures(data, window)
+        result["telemetry_missing"] = telemetry_missing(data, window)
+    return result
+
+
+def delivery_measures(data: CellData, window: tuple[int, int]) -> dict[str, float | None]:
+    """Whether the load was delivered as asked."""
+    result: dict[str, float | None] = {}
+    send, planned = data.column("t_send"), data.column("t_sched")
+    timed = data.measured & ~np.isnan(send) & ~np.isnan(planned)
+    if timed.any():
+        result["lateness_ms_p99"] = float(np.percentile(send[timed] - planned[timed], 99)) / NS_PER_MS
+        asked, got = np.ptp(planned[timed]), np.ptp(send[timed])
+        result["rate_shortfall"] = max(0.0, 1 - asked / got) if timed.sum() > 1 and got > 0 else None
+    concurrency = data.info.load.concurrency
+    thinks = bool(data.info.workload.parameters.get("think_s"))
+    if concurrency is not None and not thinks and int((data.measured & ~np.isnan(send)).sum()) >= 2 * concurrency:
+        t, n = in_flight(data)
+        edges = np.clip(np.append(t, window[1]), window[0], window[1])
+        mean = float((n * np.diff(edges)).sum() / (window[1] - window[0]))
+        result["concurrency_shortfall"] = max(0.0, 1 - mean / concurrency)
+    return result
+
+
+def telemetry_missing(data: CellData, window: tuple[int, int]) -> float | None:
+    """Share of the window that lies more than a second away from the last sample; None without any telemetry."""
+    t = np.unique(data.metrics["t"].to_numpy())
+    if t.size == 0:
+        return None
+    inside = t[(t >= window[0]) & (t <= window[1])]
+    gaps = np.diff(np.concatenate(([window[0]], inside, [window[1]])))
+    return float(np.maximum(0, gaps - SCRAPE_GAP_NS).sum() / (window[1] - window[0]))
+
+
+def _share(values: list[object], mask: np.ndarray, wanted: object) -> float | None:
+    kept = [value for value, keep in zip(values, mask, strict=True) if keep]
+    return sum(value == wanted for value in kept) / len(kept) if kept else None

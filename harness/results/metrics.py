@@ -1,0 +1,227 @@
+"""From tables to numbers: one CellSummary a cell, by the words of the schema.  numpy and pyarrow only.
+
+A percentile is given only where at least two samples lie beyond it, n (1 - q) >= 2: p50 from 4 samples on, p90 from 20,
+p95 from 40, p99 from 200.
+
+The **measured window** runs from the first measured request to the moment from which the load could no longer be
+kept up: in a closed loop the first end that no new request followed, with planned arrivals the last of them.  Where
+that is less than half of the cell, the window is the whole cell.  Tokens are counted in it by the arrival of their
+chunks, so that numerator and denominator speak of the same time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow.compute as pc
+
+from harness.results.cells import CellData, in_flight
+from harness.results.measures import measures
+from harness.results.memory import memory_numbers
+from harness.results.reader import Run
+from harness.results.schema import CellInfo, CellSummary, Distribution, RunManifest, Summary
+from harness.results.series import Floats
+from harness.results.validity import judge
+
+MIN_BEYOND = 2
+NS_PER_MS = 1e6
+NS_PER_S = 1e9
+
+
+def summarise(run: Run) -> Summary:
+    """The summary of a whole run."""
+    cells = {cell.cell_id: CellData.of(run, cell) for cell in run.manifest.cells}
+    summaries = [summarise_cell(data, run.manifest) for data in cells.values()]
+    for summary, data in zip(summaries, cells.values(), strict=True):
+        summary.tokens_identical_to.update(identical_outputs(data, list(cells.values())))
+    return Summary(run_id=run.manifest.run_id, cells=summaries)
+
+
+def distribution(values: Floats) -> Distribution:
+    """Mean, maximum and the percentiles that this many samples support.  NaN counts as no sample."""
+    values = values[~np.isnan(values)]
+    n = int(values.size)
+    if n == 0:
+        return Distribution(n=0)
+
+    def percentile(q: float) -> float | None:
+        return float(np.percentile(values, q)) if n * (100 - q) / 100 >= MIN_BEYOND - 1e-9 else None
+
+    return Distribution(
+        n=n,
+        mean=float(values.mean()),
+        p50=percentile(50),
+        p90=percentile(90),
+        p95=percentile(95),
+        p99=percentile(99),
+        max=float(values.max()),
+    )
+
+
+def measured_window(data: CellData) -> tuple[int, int] | None:
+    """Start and end in ns (see the top of this file), or None when nothing was sent."""
+    send = data.column("t_send")
+    sent = data.measured & ~np.isnan(send)
+    if not sent.any():
+        return None
+    start, last_send = float(send[sent].min()), float(send[sent].max())
+    done = data.column("t_done")[sent]
+    end = float(np.nanmax(done)) if not np.isnan(done).all() else last_send
+    after = done[done >= last_send]
+    loaded_end = float(after.min()) if after.size else end
+    if data.info.load.mode == "poisson":
+        loaded_end = last_send
+    if loaded_end - start < (end - start) / 2:
+        loaded_end = end
+    return round(start), max(round(start) + 1, round(loaded_end))
+
+
+def summarise_cell(data: CellData, manifest: RunManifest) -> CellSummary:
+    """The numbers of one cell, and whether they may be believed."""
+    info = data.info
+    window = measured_window(data)
+    ok = data.ok & data.measured
+    send, first, last, done = (data.column(name) for name in ("t_send", "t_first", "t_last", "t_done"))
+    output = data.column("output_tokens")
+
+    def since(name: str, end: Floats) -> Floats:
+        return ((end - data.column(name)) / NS_PER_MS)[ok]
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tpot = np.where(output > 1, (last - first) / (output - 1) / NS_PER_MS, np.nan)
+    summary = CellSummary(
+        cell_id=info.cell_id,
+        engine=info.engine,
+        workload=info.workload.name,
+        load=info.load,
+        repeat=info.repeat,
+        validity="VALID",
+        requests_sent=int((data.measured & ~np.isnan(send)).sum()),
+        requests_ok=int(ok.sum()),
+        requests_failed=int((data.measured & ~data.ok).sum()),
+        errors=errors(data),
+        prompt_tokens=_total(data.column("prompt_tokens")[ok]),
+        output_tokens=_total(output[ok]),
+        cached_tokens=_total(data.column("cached_tokens")[ok]),
+        ttft=distribution(since("t_send", first)),
+        ttft_queue=distribution(since("t_ready", first)),
+        ttft_schedule=distribution(since("t_sched", first)),
+        itl=distribution(gaps_ms(data, ok)),
+        tpot=distribution(tpot[ok]),
+        e2e=distribution(since("t_send", done)),
+    )
+    if window is not None:
+        fill_rates(summary, data, window, tpot, manifest.slo)
+        whole = (info.t_start or window[0], info.t_end or window[1])
+        for name, value in memory_numbers(data.metric_series(), window, whole, summary.output_tokens_per_s).items():
+            setattr(summary, name, value)
+        fill_machine(summary, data, window)
+    summary.prefix_hit_rate = prefix_hit_rate(data)
+    summary.validity, summary.reasons = judge(measures(summary, data, window))
+    return summary
+
+
+def fill_rates(
+    summary: CellSummary, data: CellData, window: tuple[int, int], tpot: Floats, slo: dict[str, float]
+) -> None:
+    """Rates over the window."""
+    start, end = window
+    seconds = (end - start) / NS_PER_S
+    first, done = data.column("t_first"), data.column("t_done")
+    finished = data.ok & data.measured & (done >= start) & (done <= end)
+    arrived = (data.chunk_t >= start) & (data.chunk_t <= end)
+    output_tokens = float(data.chunk_tokens[arrived].sum())
+    prompts = np.nan_to_num(data.column("prompt_tokens"))[(first >= start) & (first <= end)].sum()
+    summary.window_s = seconds
+    summary.request_rate = float(finished.sum()) / seconds
+    summary.output_tokens_per_s = output_tokens / seconds
+    summary.total_tokens_per_s = (output_tokens + float(prompts)) / seconds
+    summary.in_flight_max = int(in_flight(data)[1].max(initial=0))
+    if slo:
+        times = {
+            "ttft": (first - data.column("t_send")) / NS_PER_MS,
+            "tpot": np.nan_to_num(tpot, nan=0.0),  # an answer of one token has no time between tokens
+            "e2e": (done - data.column("t_send")) / NS_PER_MS,
+        }
+        good = finished.copy()
+        for name, limit in slo.items():
+            good &= times[name] <= limit
+        summary.goodput = float(good.sum()) / seconds
+
+
+def fill_machine(summary: CellSummary, data: CellData, window: tuple[int, int]) -> None:
+    """What processes and devices used, and how late the client was."""
+    for field, source, name in (
+        ("server_rss_bytes", "process", "rss_bytes"),
+        ("device_used_bytes", "nvml", "device_used_bytes"),
+    ):
+        series = data.telemetry(source, name)
+        setattr(summary, field, None if series is None else series.maximum(*window))
+    cpu = data.telemetry("client", "cpu_percent")
+    summary.client_cpu_percent = None if cpu is None else cpu.mean(*window)
+    lag = data.telemetry("client", "loop_lag_ns")
+    if lag is not None:
+        inside = lag.within(*window).v
+        if inside.size:
+            summary.client_lag_ms_p99 = float(np.percentile(inside, 99)) / NS_PER_MS
+
+
+def gaps_ms(data: CellData, ok: np.ndarray) -> Floats:
+    """Gaps between neighbouring content chunks of the requests in ``ok``, pooled, ms."""
+    if data.chunk_t.size < 2:
+        return np.empty(0)
+    row = data.chunk_request
+    same = (row[1:] == row[:-1]) & (row[1:] >= 0)
+    same &= ok[row[1:]]
+    gaps: Floats = np.diff(data.chunk_t)[same] / NS_PER_MS
+    return gaps
+
+
+def errors(data: CellData) -> dict[str, int]:
+    """Failed measured requests by class."""
+    failed = data.requests.filter(data.measured & ~data.ok)
+    return dict(sorted(Counter(failed["error_class"].to_pylist()).items(), key=str))
+
+
+def prefix_hit_rate(data: CellData) -> float | None:
+    """Share of the prompt tokens that came from a cache: by the server's usage, else by the engine's counters."""
+    ok = data.ok & data.measured
+    cached, prompt = data.column("cached_tokens")[ok], data.column("prompt_tokens")[ok]
+    told = ~np.isnan(cached) & ~np.isnan(prompt)
+    if told.any() and prompt[told].sum() > 0:
+        return float(cached[told].sum() / prompt[told].sum())
+    series = data.metric_series()
+    whole = (data.info.t_start or 0, data.info.t_end or 2**62)
+    names = ("prefix_cache_hits_total", "prefix_cache_queries_total")
+    hits, queries = (series[name].increase(*whole) if name in series else None for name in names)
+    return hits / queries if hits is not None and queries else None
+
+
+def identical_outputs(data: CellData, cells: list[CellData]) -> dict[str, float]:
+    """For every other engine's cell that was asked the same: the share of common successes with equal text."""
+    shares: dict[str, float] = {}
+    mine = _outputs(data)
+    for other in cells:
+        if not _asked_the_same(data.info, other.info):
+            continue
+        theirs = _outputs(other)
+        common = mine.keys() & theirs.keys()
+        if common:
+            shares[other.info.cell_id] = sum(mine[index] == theirs[index] for index in common) / len(common)
+    return shares
+
+
+def _asked_the_same(one: CellInfo, other: CellInfo) -> bool:
+    return one.engine != other.engine and one.workload.digest == other.workload.digest and one.load == other.load
+
+
+def _outputs(data: CellData) -> dict[int, str]:
+    rows = data.requests.filter(pc.and_(data.requests["ok"], pc.invert(data.requests["warmup"])))
+    pairs = zip(rows["request_index"].to_pylist(), rows["output_sha256"].to_pylist(), strict=True)
+    return {index: sha for index, sha in pairs if sha is not None}
+
+
+def _total(values: Floats) -> int | None:
+    """The sum, or None unless every value is known."""
+    return int(values.sum()) if values.size and not np.isnan(values).any() else None
