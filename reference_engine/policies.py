@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from reference_engine.config import CacheConfig, ConfigError, SchedulerConfig
 from reference_engine.kv.block_pool import AuditError
+from reference_engine.kv.contract import BlockTable, KVManager, blocks_for
 from reference_engine.kv.ledger import LedgerSnapshot
-from reference_engine.kv.manager import BlockTable, KVManager, PagedKVManager, blocks_for
+from reference_engine.kv.manager import PagedKVManager
 from reference_engine.kv.prefix_cache import CachedBlock
 from reference_engine.plan import BlockCopy
 from reference_engine.request import Request, RequestRejected, Sequence

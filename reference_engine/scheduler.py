@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
+from reference_engine.admission import check_request
 from reference_engine.config import CacheConfig, SchedulerConfig
 from reference_engine.kv.ledger import LedgerSnapshot, LedgerTotals
 from reference_engine.kv.prefix_cache import CachedBlock
@@ -106,7 +107,10 @@ class Scheduler:
 
         Raises RequestRejected: 400 if the request is malformed or can never fit, 429 if the queue is full.
         """
-        self._check_request(request)
+        if request.request_id in self._by_request:
+            raise RequestRejected(f"request id {request.request_id!r} is in use", param="request_id")
+        check_request(request, self.config)
+        self.kv.check_fits(request)
         if len(self._waiting) >= self.config.max_waiting:
             raise RequestRejected(
                 f"the queue is full ({self.config.max_waiting} sequences wait); try again later", status=429
@@ -229,35 +233,15 @@ class Scheduler:
         """What every KV slot is used for right now."""
         return self.kv.ledger()
 
+    def block_table(self, seq_id: int) -> tuple[int, ...]:
+        """Physical blocks of an unfinished sequence in position order; () while it waits.  Raises KeyError."""
+        return self.kv.block_table(seq_id) if self._entries[seq_id].running else ()
+
     def audit(self) -> None:
         """Check every invariant of the memory policy; O(pool + tokens held).  Raises AuditError."""
         self.kv.audit()
 
     # ---------------------------------------------------------------- admission of requests
-
-    def _check_request(self, request: Request) -> None:
-        params, config = request.params, self.config
-        if request.request_id in self._by_request:
-            raise RequestRejected(f"request id {request.request_id!r} is in use", param="request_id")
-        if not request.prompt:
-            raise RequestRejected("the prompt is empty; send at least one token", param="prompt")
-        if params.max_tokens < 1:
-            raise RequestRejected(f"max_tokens must be at least 1, not {params.max_tokens}", param="max_tokens")
-        if params.n < 1:
-            raise RequestRejected(f"n must be at least 1, not {params.n}", param="n")
-        if params.n > config.max_num_seqs:
-            raise RequestRejected(
-                f"n={params.n} exceeds the {config.max_num_seqs} sequences that can run at once", param="n"
-            )
-        total = len(request.prompt) + params.max_tokens
-        if total > config.max_model_len:
-            prompt_alone = len(request.prompt) >= config.max_model_len
-            raise RequestRejected(
-                f"prompt ({len(request.prompt)} tokens) + max_tokens ({params.max_tokens}) is {total}, "
-                f"more than the context length of {config.max_model_len}",
-                param="prompt" if prompt_alone else "max_tokens",
-            )
-        self.kv.check_fits(request)
 
     def _new_seq_id(self) -> int:
         self._next_seq_id += 1
@@ -318,13 +302,15 @@ class Scheduler:
         self.kv.free(entry.sequence.seq_id)
 
     def _schedule_waiting(self, draft: _Draft) -> None:
-        under_pressure = draft.short_of_blocks or bool(draft.preempted)
+        memory_is_short = draft.short_of_blocks or bool(draft.preempted)
         while draft.budget and (entry := self._waiting.head()) is not None:
-            prefix = self._find_prefix(entry)
-            if (under_pressure or not self._can_admit(entry, prefix)) and not self._displace_for(draft, entry, prefix):
-                return
-            under_pressure = bool(draft.preempted)
-            self._admit(draft, entry, prefix)
+            if not memory_is_short and self._seats + entry.continuations <= self.config.max_num_seqs:
+                prefix = self._find_prefix(entry)
+                if self._fits(entry, prefix):
+                    self._admit(draft, entry, prefix)
+                    continue
+            self._displace_for(draft, entry)
+            return
 
     def _find_prefix(self, entry: Entry) -> list[CachedBlock]:
         """Cached blocks this sequence can start from.  At least one token is always left to compute."""
@@ -339,9 +325,7 @@ class Scheduler:
         request = entry.sequence.request
         return request.params.prompt_logprobs is not None and entry.rows_returned < len(request.prompt) - 1
 
-    def _can_admit(self, entry: Entry, prefix: list[CachedBlock]) -> bool:
-        if self._seats + entry.continuations > self.config.max_num_seqs:
-            return False
+    def _fits(self, entry: Entry, prefix: list[CachedBlock]) -> bool:
         return self.kv.can_admit(entry.sequence, prefix, entry.continuations, self._headroom(entry, without=[]))
 
     def _headroom(self, entry: Entry, without: list[Entry]) -> int:
@@ -354,32 +338,28 @@ class Scheduler:
             return 0
         return self._watermark + sum(self.kv.blocks_missing(o.sequence) for o in others) + entry.continuations - 1
 
-    def _displace_for(self, draft: _Draft, entry: Entry, prefix: list[CachedBlock]) -> bool:
-        """Evict running sequences of a lower class, least urgent first, until ``entry`` can be admitted.
-
-        False, with nothing changed, if that would not be certain to help.
-        """
-        if not self.kv.preempts:
-            return False
+    def _displace_for(self, draft: _Draft, entry: Entry) -> None:
+        """Admit ``entry`` in place of running sequences of less urgent priority, if that is certain to work."""
+        if not self.kv.preempts or not len(self._running) or not entry.is_more_urgent_than(self._running.last()):
+            return
+        prefix = self._find_prefix(entry)
         victims: list[Entry] = []
         seats = self._seats + entry.continuations
         freed = 0
         for victim in reversed(self._running.snapshot()):
             if not entry.is_more_urgent_than(victim):
-                return False
+                return
             victims.append(victim)
             seats -= victim.continuations
             freed += self.kv.blocks_exclusive(victim.sequence, besides=prefix)
-            headroom = self._headroom(entry, without=victims)
+            headroom = self._headroom(entry, without=victims) - freed
             if seats <= self.config.max_num_seqs and self.kv.can_admit(
-                entry.sequence, prefix, entry.continuations, headroom - freed
+                entry.sequence, prefix, entry.continuations, headroom
             ):
-                break
-        else:
-            return False
-        for victim in victims:
-            self._preempt(draft, victim)
-        return True
+                for displaced in victims:
+                    self._preempt(draft, displaced)
+                self._admit(draft, entry, prefix)
+                return
 
     def _admit(self, draft: _Draft, entry: Entry, prefix: list[CachedBlock]) -> None:
         sequence = entry.sequence

@@ -68,19 +68,21 @@ class PrefixCache:
         """What is registered for a physical block."""
         return self._by_block.get(block)
 
-    def find(self, tokens: Sequence[int], salt: str, limit: int) -> list[CachedBlock]:
+    def find(self, tokens: Sequence[int], salt: str, limit: int, digests: list[bytes]) -> list[CachedBlock]:
         """Longest verified chain of full blocks that covers at most the first ``limit`` tokens.
 
-        The result is not held: acquire its blocks before anything else is allocated, or they may be evicted.
+        ``digests`` remembers the chain between calls for the same tokens (``[]`` at first): a sequence that waits for
+        room is looked up in every step.  The result is not held: acquire its blocks before anything else is allocated,
+        or they may be evicted.
         """
         size = self.block_size
         found: list[CachedBlock] = []
         parent: CachedBlock | None = None
-        digest = root_digest(salt)
-        for start in range(0, limit - size + 1, size):
-            content = tuple(tokens[start : start + size])
-            digest = self._hash_block(digest, content)
-            entry = self._by_digest.get(digest)
+        for index in range(limit // size):
+            content = tuple(tokens[index * size : (index + 1) * size])
+            if index == len(digests):
+                digests.append(self._hash_block(digests[-1] if digests else root_digest(salt), content))
+            entry = self._by_digest.get(digests[index])
             if entry is None or not entry.holds(content, parent, salt):
                 break
             found.append(entry)
