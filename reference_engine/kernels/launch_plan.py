@@ -39,6 +39,7 @@ class LaunchPlan:
     precision: str  # tl.dot input precision
     num_warps: int
     num_stages: int
+    max_registers: int  # per thread, so that more programs share a multiprocessor; 0 = the compiler's choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Tiling:
     num_stages: int
     occupancy: int
     prefetch: bool = True
+    max_registers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ def choose_launch(
         precision="ieee",
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
+        max_registers=tiling.max_registers,
     )
 
 

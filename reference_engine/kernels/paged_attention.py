@@ -89,10 +89,6 @@ def _attend_tile(
     q,
     key_ptr,
     value_ptr,
-    key_stride_block,
-    key_stride_slot,
-    value_stride_block,
-    value_stride_slot,
     query_pos,
     kv_end,
     qk_scale,
@@ -100,6 +96,7 @@ def _attend_tile(
     MASKED: tl.constexpr,
     TILE: tl.constexpr,
     PAGE: tl.constexpr,
+    SLOT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_PAD: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -109,12 +106,11 @@ def _attend_tile(
     """Fold positions ``tile * TILE .. + TILE`` into the softmax state of all rows."""
     offs_d = tl.arange(0, HEAD_DIM_PAD)
     pos = tile * TILE + tl.arange(0, TILE)
-    block = block_ids.to(tl.int64)
-    slot = pos % PAGE
-    key_rows = key_ptr + block * key_stride_block + slot * key_stride_slot
-    value_rows = value_ptr + block * value_stride_block + slot * value_stride_slot
-    key_ptrs = key_rows[:, None] + offs_d[None, :]
-    value_ptrs = value_rows[:, None] + offs_d[None, :]
+    # Slot numbers fit 32 bits, element offsets need not: a widening multiply, shared by K and V.
+    offsets = (block_ids * PAGE + pos % PAGE).to(tl.int64) * SLOT
+    offsets = offsets[:, None] + offs_d[None, :]
+    key_ptrs = key_ptr + offsets
+    value_ptrs = value_ptr + offsets
     if MASKED:
         live = (pos < kv_end)[:, None]
         if HEAD_DIM != HEAD_DIM_PAD:
@@ -128,23 +124,26 @@ def _attend_tile(
         k = tl.load(key_ptrs)
         v = tl.load(value_ptrs)
 
-    scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION) * qk_scale
+    scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
     if SOFT_CAP:
-        # cap * tanh(x / cap) with tanh(y) = 1 - 2 / (exp(2 y) + 1); qk_scale holds 2 * log2(e) / cap, soft_cap cap * log2(e).
-        scores = soft_cap * (1.0 - 2.0 / (tl.exp2(scores) + 1.0))
+        # cap * tanh(x / cap), with tanh(y) = 1 - 2 / (exp(2 y) + 1): qk_scale is scale * 2 * log2(e) / cap here.
+        scores = 1.0 - 2.0 / (tl.exp2(scores * qk_scale) + 1.0)
+        to_base_2 = soft_cap
+    else:
+        to_base_2 = qk_scale
     if MASKED:
         seen = (pos[None, :] <= query_pos[:, None]) & (pos < kv_end)[None, :]
         if WINDOW > 0:
             seen = seen & (pos[None, :] > query_pos[:, None] - WINDOW)
         scores = tl.where(seen, scores, float("-inf"))
 
-    top = tl.maximum(row_max, tl.max(scores, 1))
+    # The maximum is scaled by row, so that scaling and subtracting are one fma an element.
+    top = tl.maximum(row_max, tl.max(scores, 1) * to_base_2)
+    base = top
     if MASKED:
         # A row that has seen nothing yet keeps max -inf; subtracting 0 instead keeps exp2 away from inf - inf.
         base = tl.where(top == float("-inf"), 0.0, top)
-    else:
-        base = top
-    weight = tl.exp2(scores - base[:, None])
+    weight = tl.exp2(scores * to_base_2 - base[:, None])
     fade = tl.exp2(row_max - base)
     row_sum = row_sum * fade + tl.sum(weight, 1)
     acc = acc * fade[:, None]
@@ -173,15 +172,12 @@ def paged_attention_kernel(
     out_stride,
     query_stride,
     table_stride,
-    key_stride_block,
-    key_stride_slot,
-    value_stride_block,
-    value_stride_slot,
     NUM_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr,
+    SLOT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     TILE: tl.constexpr,
@@ -215,10 +211,11 @@ def paged_attention_kernel(
     offs_m = tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, HEAD_DIM_PAD)
     token = first_token + offs_m // GROUP
-    head = kv_head * GROUP + offs_m % GROUP
     row_live = (offs_m < BLOCK_Q * GROUP) & (token < query_len)
-    row = (query_start + token).to(tl.int64)
     query_pos = context_len + token
+    # 64-bit offsets to the Q block's first row and head; 32 bits do inside the block.
+    first_row = (query_start + first_token).to(tl.int64)
+    first_head = kv_head * GROUP
 
     # Positions that any row of this Q block attends: [window_start, kv_stop).
     last_token = tl.minimum(first_token + BLOCK_Q, query_len) - 1
@@ -244,7 +241,11 @@ def paged_attention_kernel(
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     if STORE_PARTIAL:
-        part = (row * NUM_HEADS + head) * num_splits + split
+        first_part = (first_row * NUM_HEADS + first_head) * num_splits + split
+        part_max_ptr += first_part
+        part_sum_ptr += first_part
+        part_acc_ptr += first_part * HEAD_DIM
+        part = (offs_m // GROUP * NUM_HEADS + offs_m % GROUP) * num_splits
         if first_tile >= end_tile:
             # An empty split says so, in the two numbers that the merge reads first; it leaves no acc.
             tl.store(part_max_ptr + part, row_max, mask=row_live)
@@ -254,8 +255,9 @@ def paged_attention_kernel(
     dim_live = row_live[:, None]
     if HEAD_DIM != HEAD_DIM_PAD:
         dim_live = dim_live & (offs_d < HEAD_DIM)[None, :]
-    query_ptrs = query_ptr + row[:, None] * query_stride + head[:, None] * HEAD_DIM + offs_d[None, :]
-    q = tl.load(query_ptrs, mask=dim_live, other=0.0)
+    query_ptr += first_row * query_stride + first_head * HEAD_DIM
+    query_offsets = offs_m // GROUP * query_stride + offs_m % GROUP * HEAD_DIM
+    q = tl.load(query_ptr + (query_offsets[:, None] + offs_d[None, :]), mask=dim_live, other=0.0)
     if key_scale_ptr is not None:
         qk_scale = qk_scale * tl.load(key_scale_ptr + kv_head)
     key_ptr += kv_head * HEAD_DIM
@@ -278,9 +280,8 @@ def paged_attention_kernel(
                     blocks = load_block_ids(table_ptr, tile, kv_stop, True, TILE, PAGE)
                 run_max, run_sum, run_acc = _attend_tile(
                     tile, blocks, run_max, run_sum, run_acc, q, key_ptr, value_ptr,
-                    key_stride_block, key_stride_slot, value_stride_block, value_stride_slot,
                     query_pos, kv_stop, qk_scale, soft_cap,
-                    True, TILE, PAGE, HEAD_DIM, HEAD_DIM_PAD, WINDOW, SOFT_CAP, PRECISION,
+                    True, TILE, PAGE, SLOT, HEAD_DIM, HEAD_DIM_PAD, WINDOW, SOFT_CAP, PRECISION,
                 )  # fmt: skip
                 if PREFETCH:
                     blocks = following
@@ -299,9 +300,8 @@ def paged_attention_kernel(
                     blocks = load_block_ids(table_ptr, tile, kv_stop, False, TILE, PAGE)
                 row_max, row_sum, acc = _attend_tile(
                     tile, blocks, row_max, row_sum, acc, q, key_ptr, value_ptr,
-                    key_stride_block, key_stride_slot, value_stride_block, value_stride_slot,
                     query_pos, kv_stop, qk_scale, soft_cap,
-                    False, TILE, PAGE, HEAD_DIM, HEAD_DIM_PAD, WINDOW, SOFT_CAP, PRECISION,
+                    False, TILE, PAGE, SLOT, HEAD_DIM, HEAD_DIM_PAD, WINDOW, SOFT_CAP, PRECISION,
                 )  # fmt: skip
                 if PREFETCH:
                     blocks = following
@@ -313,9 +313,8 @@ def paged_attention_kernel(
                 blocks = load_block_ids(table_ptr, tile, kv_stop, True, TILE, PAGE)
             row_max, row_sum, acc = _attend_tile(
                 tile, blocks, row_max, row_sum, acc, q, key_ptr, value_ptr,
-                key_stride_block, key_stride_slot, value_stride_block, value_stride_slot,
                 query_pos, kv_stop, qk_scale, soft_cap,
-                True, TILE, PAGE, HEAD_DIM, HEAD_DIM_PAD, WINDOW, SOFT_CAP, PRECISION,
+                True, TILE, PAGE, SLOT, HEAD_DIM, HEAD_DIM_PAD, WINDOW, SOFT_CAP, PRECISION,
             )  # fmt: skip
             if PREFETCH:
                 blocks = following
@@ -323,14 +322,15 @@ def paged_attention_kernel(
     if STORE_PARTIAL:
         tl.store(part_max_ptr + part, row_max, mask=row_live)
         tl.store(part_sum_ptr + part, row_sum, mask=row_live)
-        tl.store(part_acc_ptr + part[:, None] * HEAD_DIM + offs_d[None, :], acc, mask=dim_live)
+        tl.store(part_acc_ptr + (part[:, None] * HEAD_DIM + offs_d[None, :]), acc, mask=dim_live)
     else:
         # A row of a sequence without keys (graph padding) has sum 0 and gets zeros, not 0 / 0.
         out = acc / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]
         if value_scale_ptr is not None:
             out = out * tl.load(value_scale_ptr + kv_head)
-        out_ptrs = out_ptr + row[:, None] * out_stride + head[:, None] * HEAD_DIM + offs_d[None, :]
-        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=dim_live)
+        out_ptr += first_row * out_stride + first_head * HEAD_DIM
+        out_offsets = offs_m // GROUP * out_stride + offs_m % GROUP * HEAD_DIM
+        tl.store(out_ptr + (out_offsets[:, None] + offs_d[None, :]), out.to(out_ptr.dtype.element_ty), mask=dim_live)
 
 
 def paged_attention_launch(
@@ -353,7 +353,7 @@ def paged_attention_launch(
     """Prepare the launch.
 
     out, query     [T, Hq, D], last dimension contiguous, heads D apart
-    key_cache      [num_blocks, page, Hkv, D], heads D apart; value_cache likewise
+    key_cache      [num_blocks, page, Hkv, D], contiguous; value_cache likewise
     block_tables   int32 [B, W]; seq_lens int32 [B]; query_start_loc int32 [B + 1]
     partials       (acc fp32 [T * Hq * splits, D], max fp32 [T * Hq * splits], sum likewise) when ``plan.splits``
     key_scale      fp32 [Hkv]: what one unit of an fp8 cache stands for; value_scale likewise
@@ -389,15 +389,12 @@ def paged_attention_launch(
             "out_stride": out.stride(0),
             "query_stride": query.stride(0),
             "table_stride": block_tables.stride(0),
-            "key_stride_block": key_cache.stride(0),
-            "key_stride_slot": key_cache.stride(1),
-            "value_stride_block": value_cache.stride(0),
-            "value_stride_slot": value_cache.stride(1),
             "NUM_HEADS": num_heads,
             "GROUP": num_heads // num_kv_heads,
             "HEAD_DIM": head_dim,
             "HEAD_DIM_PAD": plan.head_dim_pad,
             "PAGE": page,
+            "SLOT": num_kv_heads * head_dim,
             "BLOCK_M": plan.block_m,
             "BLOCK_Q": plan.block_q,
             "TILE": plan.tile,
@@ -410,6 +407,10 @@ def paged_attention_launch(
             "SOFT_CAP": soft_cap is not None,
             "PRECISION": plan.precision,
         },
-        options={"num_warps": plan.num_warps, "num_stages": plan.num_stages},
+        options={
+            "num_warps": plan.num_warps,
+            "num_stages": plan.num_stages,
+            **({"maxnreg": plan.max_registers} if plan.max_registers else {}),
+        },
     )
 

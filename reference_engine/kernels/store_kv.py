@@ -4,7 +4,7 @@
 
     key, value     [T, Hkv, D], last dimension contiguous, heads D apart
     slot_mapping   int64 [T]; < 0 = skip the row (graph padding)
-    cache          key, value: [num_blocks, page, Hkv, D]; slot s is block s // page, place s % page
+    cache          key, value: [num_blocks, page, Hkv, D], contiguous: slot s is row s of [num_blocks * page, Hkv * D]
     key_scale      fp32 [Hkv] for an fp8 e4m3 cache: the cache holds value / scale, clamped to +-448
 
     grid (T,), one row of all K/V heads a program.  Offsets are 64-bit: a cache may exceed 2^31 elements.
@@ -47,11 +47,6 @@ def store_kv_kernel(
     slot_mapping_ptr,
     key_stride,
     value_stride,
-    key_stride_block,
-    key_stride_slot,
-    value_stride_block,
-    value_stride_slot,
-    PAGE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROW: tl.constexpr,
     ROW_PAD: tl.constexpr,
@@ -61,14 +56,12 @@ def store_kv_kernel(
     slot = tl.load(slot_mapping_ptr + row)
     if slot < 0:
         return
-    block = slot // PAGE
-    place = slot % PAGE
     offs = tl.arange(0, ROW_PAD)
     live = offs < ROW
-    key_target = key_cache_ptr + block * key_stride_block + place * key_stride_slot
-    value_target = value_cache_ptr + block * value_stride_block + place * value_stride_slot
-    store_row(key_ptr + row * key_stride, key_target, key_scale_ptr, offs, live, HEAD_DIM, FP8_MAX)
-    store_row(value_ptr + row * value_stride, value_target, value_scale_ptr, offs, live, HEAD_DIM, FP8_MAX)
+    store_row(key_ptr + row * key_stride, key_cache_ptr + slot * ROW, key_scale_ptr, offs, live, HEAD_DIM, FP8_MAX)
+    store_row(
+        value_ptr + row * value_stride, value_cache_ptr + slot * ROW, value_scale_ptr, offs, live, HEAD_DIM, FP8_MAX
+    )
 
 
 def store_kv_launch(
@@ -97,11 +90,6 @@ def store_kv_launch(
             "slot_mapping_ptr": slot_mapping,
             "key_stride": key.stride(0),
             "value_stride": value.stride(0),
-            "key_stride_block": key_cache.stride(0),
-            "key_stride_slot": key_cache.stride(1),
-            "value_stride_block": value_cache.stride(0),
-            "value_stride_slot": value_cache.stride(1),
-            "PAGE": key_cache.shape[1],
             "HEAD_DIM": head_dim,
             "ROW": row,
             "ROW_PAD": next_power_of_2(row),

@@ -143,14 +143,25 @@ def decode_tilings() -> list[Tiling]:
 def prefill_tilings() -> list[Tiling]:
     """The grid that is worth trying for prefill."""
     found = []
-    for block_m, warps in ((64, 4), (128, 4), (128, 8), (256, 8)):
+    for block_m, warps, caps in ((64, 4, (0, 160, 128)), (128, 4, (0,)), (128, 8, (0, 128)), (256, 8, (0,))):
         for tile in (32, 64, 128):
             for stages in (1, 2, 3, 4):
-                for prefetch in (True, False) if stages > 1 else (True,):
+                for prefetch in (True, False) if stages > 1 else (False,):
                     shared = 2 * tile * 128 * 2 * max(1, stages - 1) + block_m * 256
-                    if shared <= 220_000:
-                        found.append(Tiling(block_m, tile, warps, stages, 1, prefetch))
+                    if shared <= 220_000 and block_m * tile <= 128 * 128:
+                        found.extend(Tiling(block_m, tile, warps, stages, 1, prefetch, cap) for cap in caps)
     return found
+
+
+def deterministic_tilings() -> list[Tiling]:
+    """64 rows for prefill and decode alike: one order of sums needs one instruction shape."""
+    return [
+        Tiling(block_m, tile, 4, stages, 2, prefetch)
+        for block_m in (16, 64)
+        for tile in (32, 64)
+        for stages in (2, 3)
+        for prefetch in (True, False)
+    ]
 
 
 DECODE_64 = decode_case("decode 64 x 2048", 64, 2048)
