@@ -1,0 +1,47 @@
+"""``python -m reference_engine.server``: the server with the options of ``pagedbench serve``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+from reference_engine.config import ConfigError
+from reference_engine.server.options import HELP, ServerOptions
+
+
+def _parser() -> argparse.ArgumentParser:
+    """One option per field of ServerOptions."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reference_engine.server", description="Serve a model with the reference engine (OpenAI API)."
+    )
+    hints = get_type_hints(ServerOptions)
+    for field in fields(ServerOptions):
+        flag = "--" + field.name.replace("_", "-")
+        hint = hints[field.name]
+        settings: dict[str, Any] = {"default": field.default, "help": HELP[field.name].replace("%", "%%")}
+        if hint is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        elif get_origin(hint) is not None and str in map(type, get_args(hint)):
+            settings["choices"] = get_args(hint)
+        else:
+            settings["type"] = int if hint is int or int in get_args(hint) else str
+        parser.add_argument(flag, **settings)
+    return parser
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    from reference_engine.models.errors import ModelLoadError
+    from reference_engine.server.launch import run_server
+
+    try:
+        return run_server(ServerOptions(**vars(arguments)))
+    except (ConfigError, ModelLoadError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

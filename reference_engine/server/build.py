@@ -1,0 +1,181 @@
+"""From options to an engine: device, types, the size of the KV pool, the context length."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from reference_engine.attention import make_backend
+from reference_engine.config import CacheConfig, ConfigError, ModelConfig, SchedulerConfig
+from reference_engine.detokenizer import TokenTable
+from reference_engine.engine import Engine, EngineLimits
+from reference_engine.models.loader import LoadedModel, load_model
+from reference_engine.plan_log import PlanLog
+from reference_engine.runner import ModelRunner, num_blocks_for
+from reference_engine.server.api import ServedModel
+from reference_engine.server.options import ServerOptions, parse_size
+
+DEFAULT_CPU_KV_BYTES = 1 << 30
+DEFAULT_CUDA_KV_SHARE = 0.8  # of the memory that is free once the weights are loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """An engine ready to run and what the server tells about it."""
+
+    engine: Engine
+    model: ServedModel
+    tokens: TokenTable
+
+
+def build(options: ServerOptions) -> Serving:
+    """Load the model and allocate the pool.  Raises ConfigError or ModelLoadError with a sentence for the user."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = _device(options.device)
+    dtype = _dtype(options.dtype, device)
+    plan_log = _open_log(options.log_plans)
+    loaded = load_model(options.model, dtype=dtype, device=device, max_model_len=options.max_model_len)
+    cache = _cache_config(options, loaded.config, device, dtype)
+    scheduler = _scheduler_config(options, loaded.config, cache)
+    attention = options.attention
+    if attention == "auto":
+        attention = "triton" if device.type == "cuda" else "gather"
+    runner = ModelRunner(loaded.model, loaded.config, cache, make_backend(attention, device), device, dtype)
+    tokens = TokenTable(loaded.tokenizer)
+    limits = EngineLimits(
+        vocab_size=loaded.config.vocab_size,
+        eos_token_ids=_eos_token_ids(loaded),
+        kv_bytes_per_token=loaded.config.kv_bytes_per_token(dtype.itemsize),
+    )
+    engine = Engine(runner, limits, scheduler, cache, tokens, plan_log=plan_log, audit_every=options.audit_every)
+    return Serving(engine, _describe(options, loaded, scheduler, cache, device, dtype, attention), tokens)
+
+
+def _device(name: str) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ConfigError(
+            "--device cuda: torch finds no CUDA device here; use --device cpu or install a CUDA build of torch"
+        )
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _open_log(path: str | None) -> PlanLog | None:
+    if path is None:
+        return None
+    try:
+        return PlanLog(Path(path))
+    except OSError as error:
+        raise ConfigError(f"--log-plans {path}: cannot write there ({error.strerror}); choose another file") from None
+
+
+def _cache_config(options: ServerOptions, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> CacheConfig:
+    num_blocks = options.num_blocks
+    if num_blocks is None:
+        if options.kv_memory is not None:
+            memory = parse_size(options.kv_memory, "kv_memory")
+        elif device.type == "cuda":
+            memory = int(torch.cuda.mem_get_info(device)[0] * DEFAULT_CUDA_KV_SHARE)
+        else:
+            memory = DEFAULT_CPU_KV_BYTES
+        num_blocks = num_blocks_for(memory, model, options.block_size, dtype)
+    return CacheConfig(num_blocks=num_blocks, block_size=options.block_size, prefix_caching=options.prefix_cache)
+
+
+def _scheduler_config(options: ServerOptions, model: ModelConfig, cache: CacheConfig) -> SchedulerConfig:
+    longest = options.max_model_len
+    if longest is not None and longest > model.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len {longest} exceeds the {model.max_position_embeddings} positions that the model knows; lower it"
+        )
+    if longest is None:
+        longest = min(model.max_position_embeddings, cache.num_slots)
+    elif longest > cache.num_slots:
+        raise ConfigError(
+            f"--max-model-len {longest} exceeds the KV pool of {cache.num_slots} tokens; lower it or raise --kv-memory"
+        )
+    return SchedulerConfig(
+        max_model_len=longest,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        policy=options.policy,
+        order=options.order,
+        max_waiting=options.max_waiting,
+    )
+
+
+def _eos_token_ids(loaded: LoadedModel) -> tuple[int, ...]:
+    """The model's own, or else the tokenizer's."""
+    if loaded.config.eos_token_ids:
+        return loaded.config.eos_token_ids
+    return () if loaded.tokenizer.eos_id is None else (loaded.tokenizer.eos_id,)
+
+
+def _version() -> str:
+    try:
+        return version("pagedbench")
+    except PackageNotFoundError:
+        return "source"
+
+
+def _describe(
+    options: ServerOptions,
+    loaded: LoadedModel,
+    scheduler: SchedulerConfig,
+    cache: CacheConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str,
+) -> ServedModel:
+    name = options.served_model_name or options.model.rstrip("/")
+    per_token = loaded.config.kv_bytes_per_token(dtype.itemsize)
+    settings: dict[str, object] = {
+        "engine": "pagedbench",
+        "version": _version(),
+        "torch": torch.__version__,
+        "family": loaded.config.family,
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "attention": attention,
+        "policy": scheduler.policy,
+        "order": scheduler.order,
+        "block_size": cache.block_size,
+        "num_blocks": cache.num_blocks,
+        "kv_pool_bytes": cache.num_slots * per_token,
+        "kv_bytes_per_token": per_token,
+        "prefix_caching": cache.prefix_caching and scheduler.policy == "paged",
+        "max_num_seqs": scheduler.max_num_seqs,
+        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+        "vocab_size": loaded.config.vocab_size,
+    }
+    cache_config = {
+        "block_size": cache.block_size,
+        "num_gpu_blocks": cache.num_blocks,
+        "kv_cache_size_tokens": cache.num_slots,
+        "kv_cache_memory_bytes": cache.num_slots * per_token,
+        "cache_dtype": settings["dtype"],
+        "enable_prefix_caching": settings["prefix_caching"],
+        "policy": scheduler.policy,
+    }
+    digest = hashlib.sha256(repr((name, sorted(settings.items()))).encode()).hexdigest()
+    return ServedModel(
+        name=name,
+        tokenizer=loaded.tokenizer,
+        max_model_len=scheduler.max_model_len,
+        fingerprint=f"fp_{digest[:12]}",
+        cache_config=cache_config,
+        settings=settings,
+    )
