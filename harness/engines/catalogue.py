@@ -46,6 +46,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+def fill_here(data: Any, folder: str) -> Any:
+    """Replace ``{here}`` in every text of a file by the folder that the file is in."""
+    if isinstance(data, dict):
+        return {key: fill_here(value, folder) for key, value in data.items()}
+    if isinstance(data, list):
+        return [fill_here(value, folder) for value in data]
+    return data.replace("{here}", folder) if isinstance(data, str) else data
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """``over`` on top of ``base``: mappings merge key by key, null removes a key, anything else replaces."""
     merged = dict(base)
@@ -64,7 +73,7 @@ def load_data(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise RecipeError(f"{path} extends itself")
-    data = read_yaml(path)
+    data = fill_here(read_yaml(path), str(path.parent))
     parent = data.pop("extends", None)
     if parent is None:
         return data

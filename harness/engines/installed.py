@@ -37,6 +37,18 @@ def installed_version(recipe: Recipe, values: Mapping[str, Value] | None = None)
     return None
 
 
+def require_installed(recipe: Recipe, values: Mapping[str, Value]) -> None:
+    """Raises RecipeError, saying how to get it, when an engine of another Python environment is not there."""
+    if recipe.python is None or recipe.python.venv is None or installed_version(recipe, values) is not None:
+        return  # a program is looked up when the command is made; our own environment is the one that runs us
+    where = recipe.interpreter(values)
+    hint = f"; install it with: {recipe.install}" if recipe.install else ""
+    raise RecipeError(
+        f"recipe {recipe.name!r}: {recipe.python.package} is not installed for {where} "
+        f"(set PAGEDBENCH_EXT to the folder of environments, or the setting python){hint}"
+    )
+
+
 def distribution_version(python: str, package: str) -> str | None:
     """Version of ``package`` in the environment of the interpreter ``python``."""
     if python == sys.executable:

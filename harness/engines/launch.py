@@ -30,6 +30,7 @@ import psutil
 
 from harness.engines import guard
 from harness.engines.errors import LaunchError
+from harness.engines.installed import require_installed
 from harness.engines.recipe import LaunchPlan, Readiness, Recipe
 from harness.engines.settings import Value
 
@@ -242,6 +243,7 @@ async def launched(
     name = name or recipe.name
     port = 0 if recipe.readiness.url_in_log else free_port()
     plan = recipe.plan(settings, port)
+    await asyncio.to_thread(require_installed, recipe, plan.values)
     log_path, log = open_log(log_dir, name, plan)
     started = time.monotonic()
     with log:

@@ -55,12 +55,12 @@ def parse_exposition(text: str) -> dict[str, float]:
             for source in sources:
                 value = source.read(families)
                 if value is not None:
-                    values.setdefault(name, value)
+                    values.setdefault(name, float(value))
                     break
     for name in METRIC_NAMES:
         value = Gauge(OUR_PREFIX + name).read(families)
         if value is not None:
-            values[name] = value
+            values[name] = float(value)
     return values
 
 

@@ -18,9 +18,8 @@ from harness.engines.errors import RecipeError
 from harness.engines.settings import Setting, Value, resolve
 
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-# Filled by us, not by a setting: interpreter, its folder, the program's path, this folder, the port.
-BUILT_IN = {"python", "bin", "program", "here", "port"}
-HERE = Path(__file__).resolve().parent
+# Filled by us, not by a setting: interpreter, its folder, the program's path, the port.
+BUILT_IN = {"python", "bin", "program", "port"}
 
 
 class Strict(BaseModel):
@@ -132,7 +131,7 @@ class Recipe(Strict):
     def variables(self, values: Mapping[str, Value], port: int) -> dict[str, str]:
         """What the placeholders of the command stand for."""
         words = {name: str(value) for name, value in values.items()}
-        words |= {"here": str(HERE), "port": str(port)}
+        words["port"] = str(port)
         if self.python is not None:
             python = self.interpreter(values)
             words |= {"python": python, "bin": str(Path(python).parent)}
