@@ -1,0 +1,195 @@
+"""Driving one cell: release the load, keep what the wire did, settle it beside the load, write every row at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+from harness.load.client import Client
+from harness.load.dialect import Dialect, Prepared, prepare
+from harness.load.drivers import closed_loop, open_loop
+from harness.load.exchange import Exchange
+from harness.load.lag import LagMonitor, quiet_interpreter
+from harness.load.progress import Progress
+from harness.load.settle import Rules, settle_slowly
+from workloads.request import Load, RequestSpec
+
+monotonic_ns = time.monotonic_ns
+
+# So many failures without a success in between mean that the engine is gone; going on would only fill the disk.
+MAX_FAILURES_IN_A_ROW = 100
+WARM_OPEN_LOOP_CONNECTIONS = 8
+LAG_ROWS_A_WRITE = 50
+
+
+class Sink(Protocol):
+    """Where rows go (``harness.results.writer.RunWriter``)."""
+
+    def append(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CellPlan:
+    """Everything one cell needs, made before the first byte is sent.
+
+    ``warmup`` requests come first and flow into the measured ones without a pause; their indices are negative.  With
+    ``arrivals_ns`` there is one offset for each request that waits for no other, warm-up included.  ``duration_s``
+    stops a closed loop that long after the first measured request.
+    """
+
+    cell_id: str
+    load: Load
+    warmup: tuple[RequestSpec, ...]
+    requests: tuple[RequestSpec, ...]
+    arrivals_ns: tuple[int, ...] | None = None
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CellOutcome:
+    """How a cell ended.  ``ran_dry``: a duration was asked and the requests ran out before it."""
+
+    t_start: int
+    t_end: int
+    status: Literal["complete", "interrupted", "failed"]
+    ran_dry: bool = False
+
+
+class CellRun:
+    """One cell in progress: ``await run()``; ``interrupt()`` ends it early and keeps what was measured."""
+
+    def __init__(self, plan: CellPlan, client: Client, dialect: Dialect, sink: Sink) -> None:
+        self.progress = Progress(asked=len(plan.requests))
+        self._plan = plan
+        self._client = client
+        self._sink = sink
+        self._rules = Rules(sends_done=dialect.sends_done)
+        self._specs = (*plan.warmup, *plan.requests)
+        self._prepared = [prepare(spec, dialect) for spec in self._specs]
+        self._stop = asyncio.Event()
+        self._timed_out = False
+        self._t_start: int | None = None
+        self._drive: asyncio.Task[bool] | None = None
+        self._settling: asyncio.Queue[tuple[Exchange, Prepared, bool] | None] = asyncio.Queue()
+        self._lags: list[dict[str, Any]] = []
+
+    def interrupt(self) -> None:
+        """Cancel what is in flight and send nothing more."""
+        self._stop.set()
+        if self._drive is not None:
+            self._drive.cancel()
+
+    async def run(self) -> CellOutcome:
+        """Drive the cell to its end.  Raises what the sink raises (a full disk) after everything has been stopped."""
+        plan = self._plan
+        connections = plan.load.concurrency or WARM_OPEN_LOOP_CONNECTIONS
+        await self._client.warm(min(connections, max(1, len(self._specs))), "health")
+        lag = LagMonitor(self._on_lag)
+        with quiet_interpreter():
+            settler = asyncio.create_task(self._settle_all())
+            lag.start()
+            self._drive = asyncio.create_task(self._release())
+            interrupted = False
+            sent_all = False
+            try:
+                await asyncio.wait((self._drive, settler), return_when=asyncio.FIRST_COMPLETED)
+                if settler.done():
+                    self._drive.cancel()
+                sent_all = await self._drive
+            except asyncio.CancelledError:
+                interrupted = True
+                self.interrupt()
+                await asyncio.gather(self._drive, return_exceptions=True)
+            finally:
+                self._settling.put_nowait(None)
+                await lag.stop()
+                await settler
+        self._flush_lags()
+        failed = self.progress.failures_in_a_row >= MAX_FAILURES_IN_A_ROW
+        return CellOutcome(
+            t_start=self._t_start or monotonic_ns(),
+            t_end=monotonic_ns(),
+            status="failed" if failed else "interrupted" if interrupted else "complete",
+            ran_dry=plan.duration_s is not None and plan.load.mode == "closed" and sent_all and not self._timed_out,
+        )
+
+    async def _release(self) -> bool:
+        plan = self._plan
+        if plan.arrivals_ns is not None:
+            return await open_loop(self._specs, plan.arrivals_ns, self._send, self._stop, monotonic_ns())
+        assert plan.load.concurrency is not None
+        return await closed_loop(self._specs, plan.load.concurrency, self._send, self._stop)
+
+    async def _send(self, position: int, exchange: Exchange) -> None:
+        is_warmup = position < len(self._plan.warmup)
+        if self._t_start is None and not is_warmup:
+            self._t_start = monotonic_ns()
+            if self._plan.duration_s is not None:
+                asyncio.get_running_loop().call_later(self._plan.duration_s, self._time_is_up)
+        prepared = self._prepared[position]
+        self.progress.in_flight.add(exchange)
+        try:
+            await self._client.send(exchange, prepared.path, prepared.body)
+        finally:
+            self.progress.in_flight.discard(exchange)
+            self._settling.put_nowait((exchange, prepared, is_warmup))
+        if self.progress.failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            self._stop.set()
+
+    def _time_is_up(self) -> None:
+        self._timed_out = True
+        if self._plan.load.mode == "closed":
+            self._stop.set()
+
+    async def _settle_all(self) -> None:
+        """Interpret finished exchanges in slices between which the network is served, and write their rows."""
+        while (item := await self._settling.get()) is not None:
+            exchange, prepared, is_warmup = item
+            steps = settle_slowly(exchange, prepared.spec, warmup=is_warmup, rules=self._rules)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    record, chunks = end.value
+                    break
+                await asyncio.sleep(0)
+            self._sink.append("requests", [{"cell_id": self._plan.cell_id, **asdict(record)}])
+            self._sink.append("chunks", self._chunk_rows(exchange.index, chunks))
+            exchange.body = b""
+            self.progress.settled(record)
+
+    def _chunk_rows(self, index: int, chunks: Sequence[Any]) -> Iterable[dict[str, Any]]:
+        return (
+            {
+                "cell_id": self._plan.cell_id,
+                "request_index": index,
+                "chunk": number,
+                "t": chunk.t,
+                "tokens": chunk.tokens,
+                "coalesced": chunk.coalesced,
+            }
+            for number, chunk in enumerate(chunks)
+        )
+
+    def _on_lag(self, t: int, lag_ns: int) -> None:
+        self._lags.append(
+            {
+                "cell_id": self._plan.cell_id,
+                "t": t,
+                "source": "client",
+                "name": "loop_lag_ns",
+                "label": "",
+                "value": float(lag_ns),
+            }
+        )
+        if len(self._lags) >= LAG_ROWS_A_WRITE:
+            with contextlib.suppress(OSError):  # the next request's row meets the same disk and reports it
+                self._flush_lags()
+
+    def _flush_lags(self) -> None:
+        rows, self._lags = self._lags, []
+        self._sink.append("system", rows)

@@ -1,0 +1,224 @@
+"""What a run was asked to do: the same strict document whether it came from options or from a YAML file."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from harness.load.client import Timeouts
+from workloads.registry import make_workload, parse_workload
+from workloads.request import Load, WorkloadError
+from workloads.workload import Workload, parameters, split_spec
+
+SLO_METRICS = ("ttft", "tpot", "e2e")
+
+
+class PlanError(ValueError):
+    """A plan that cannot be run.  The message names the option or key and what to do; users see it as it is."""
+
+
+class PlanModel(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class EngineAsked(PlanModel):
+    """An engine: where it is (``url``) or how to launch it (``recipe`` with ``settings``)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
+    url: str | None = None
+    recipe: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = None
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return parse_engine(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> EngineAsked:
+        if (self.url is None) == (self.recipe is None):
+            raise ValueError(f"engine {self.name!r} needs either a url or a recipe")
+        return self
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"the URL {url!r} must begin with http:// or https://")
+        return url
+
+
+class WorkloadAsked(PlanModel):
+    """A workload by name with its parameters."""
+
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            name, values = split_spec(value)
+            return {"name": name, "parameters": values}
+        return value
+
+    @model_validator(mode="after")
+    def _known(self) -> WorkloadAsked:
+        self.make()
+        return self
+
+    def make(self) -> Workload:
+        return make_workload(self.name, self.parameters)
+
+
+class TimeoutsAsked(PlanModel):
+    """Limits of one request, seconds."""
+
+    connect: float = Field(default=10.0, gt=0)
+    first: float = Field(default=300.0, gt=0)
+    idle: float = Field(default=120.0, gt=0)
+    total: float = Field(default=1800.0, gt=0)
+
+    def timeouts(self) -> Timeouts:
+        return Timeouts(self.connect, self.first, self.idle, self.total)
+
+
+class RunPlan(PlanModel):
+    """A whole run.  Every engine is asked the same."""
+
+    engines: list[EngineAsked] = Field(min_length=1)
+    workloads: list[WorkloadAsked] = Field(default_factory=lambda: [WorkloadAsked(name="chat")], min_length=1)
+    concurrency: list[int] = Field(default_factory=list)  # replaces the workloads' own levels
+    rate: list[float] = Field(default_factory=list)  # requests/s, Poisson; likewise
+    duration: float | None = Field(None, gt=0)  # seconds of each cell
+    num_requests: int | None = Field(None, ge=1)  # of each cell
+    warmup: int = Field(0, ge=0)  # requests before the measured ones
+    repeats: int = Field(1, ge=1)
+    seed: int = 0
+    slo: dict[str, float] = Field(default_factory=dict)  # ms
+    tokenizer: Path | None = None
+    max_model_len: int | None = Field(None, ge=16)  # tokens; the engines' own limit where not given
+    timeouts: TimeoutsAsked = TimeoutsAsked()
+    verify_tls: bool = True
+
+    @field_validator("concurrency", "rate", "engines", "workloads", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
+
+    @field_validator("slo", mode="after")
+    @classmethod
+    def _known_slo(cls, slo: dict[str, float]) -> dict[str, float]:
+        for name, limit in slo.items():
+            if name not in SLO_METRICS:
+                raise ValueError(f"SLO {name!r} is not one of {', '.join(SLO_METRICS)}")
+            if not limit > 0:
+                raise ValueError(f"the SLO on {name} must be above 0 ms, not {limit}")
+        return slo
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunPlan:
+        names = [engine.name for engine in self.engines]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two engines are called {twice!r}; give each its own name")
+        self.explicit_loads()
+        return self
+
+    def explicit_loads(self) -> tuple[Load, ...]:
+        """The load levels that the user named, which then hold for every workload."""
+        closed = [Load("closed", concurrency=level) for level in self.concurrency]
+        return (*closed, *(Load("poisson", rate=rate) for rate in self.rate))
+
+    def loads_of(self, workload: Workload) -> tuple[Load, ...]:
+        return self.explicit_loads() or workload.loads()
+
+
+def parse_engine(text: str) -> dict[str, Any]:
+    """``NAME=URL`` or ``NAME=recipe:KIND[,key=value...]`` as the fields of :class:`EngineAsked`."""
+    name, equals, rest = text.partition("=")
+    if not equals or not name or not rest or "://" in name:
+        raise PlanError(f"--engine {text!r} should read NAME=URL or NAME=recipe:KIND[,key=value...]")
+    if not rest.startswith("recipe:"):
+        return {"name": name, "url": rest}
+    # A comma inside a value is written \, as everywhere that recipes are named.
+    kind, *pairs = [part.replace("\0", ",") for part in rest.removeprefix("recipe:").replace("\\,", "\0").split(",")]
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise PlanError(f"{pair!r} in --engine {text!r} should read key=value")
+        settings[key.strip()] = value
+    return {"name": name, "recipe": kind, "settings": settings}
+
+
+def parse_slo(texts: list[str]) -> dict[str, float]:
+    """``ttft:500`` or ``ttft=500``, several in one text separated by spaces or commas, as limits in ms."""
+    limits: dict[str, float] = {}
+    for part in " ".join(texts).replace(",", " ").split():
+        name, _, limit = part.replace("=", ":").partition(":")
+        try:
+            limits[name] = float(limit)
+        except ValueError:
+            raise PlanError(f"--slo {part!r} should read METRIC:MILLISECONDS, such as ttft:500") from None
+    return limits
+
+
+def make_plan(values: dict[str, Any], source: str) -> RunPlan:
+    """A plan from plain values.  Raises :class:`PlanError` with one sentence that names ``source`` and the key."""
+    try:
+        return RunPlan.model_validate(values)
+    except ValidationError as error:
+        raise PlanError(f"{source}: {_sentence(error)}") from None
+    except (WorkloadError, PlanError) as error:
+        raise PlanError(str(error)) from None
+
+
+def load_plan(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"cannot read {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PlanError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise PlanError(f"{file} must hold a mapping with the keys engines, workloads, ...")
+    return document
+
+
+def check_workload(spec: str) -> Workload:
+    """The workload of a command-line spec.  Raises :class:`PlanError`."""
+    try:
+        return parse_workload(spec)
+    except WorkloadError as error:
+        raise PlanError(str(error)) from None
+
+
+def workload_parameters(workload: Workload) -> dict[str, Any]:
+    """Parameters as plain JSON values."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in parameters(workload).items()}
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem in words, with the nearest known key when one is unknown."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        near = difflib.get_close_matches(key, _known_keys(problem["loc"][:-1]), n=1)
+        return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where and problem["type"] != "value_error" else message
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    parts: dict[str, type[BaseModel]] = {"engines": EngineAsked, "workloads": WorkloadAsked, "timeouts": TimeoutsAsked}
+    model = parts.get(str(location[0]), RunPlan) if location else RunPlan
+    return list(model.model_fields)

@@ -1,0 +1,124 @@
+"""The schedules of a run: what every engine will be asked, built once, before any engine is measured."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from harness.load.plan import RunPlan, workload_parameters
+from harness.results.schema import LoadInfo, WorkloadInfo
+from workloads.arrivals import poisson_arrivals
+from workloads.request import Load, RequestSpec, digest
+from workloads.tokens import TokenCounter
+from workloads.workload import Workload, describe
+
+# Requests of a closed loop when no number is given: enough rounds to see more than the first burst.
+ROUNDS = 4
+MIN_REQUESTS = 16
+# With a duration and no number, the pool is made for this many requests/s; an engine that is faster runs dry and is
+# told.
+POOL_RATE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One (workload, load, repeat): the same for every engine."""
+
+    key: str  # unique in the run; part of the cell ids
+    workload: WorkloadInfo
+    load: Load
+    repeat: int
+    warmup: tuple[RequestSpec, ...]
+    requests: tuple[RequestSpec, ...]
+    arrivals_ns: tuple[int, ...] | None  # warm-up included
+    duration_s: float | None
+
+    @property
+    def load_info(self) -> LoadInfo:
+        return LoadInfo(mode=self.load.mode, concurrency=self.load.concurrency, rate=self.load.rate)
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 63 bits from anything that has a stable text."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8]) >> 1
+
+
+def build_schedules(plan: RunPlan, counter: TokenCounter, max_model_len: int | None) -> Iterator[Schedule]:
+    """Every schedule of the plan, in the order in which its cells run.
+
+    Raises :class:`workloads.request.WorkloadError` and :class:`workloads.tokens.CountError`.
+    """
+    seen: dict[str, int] = {}
+    for asked in plan.workloads:
+        workload = asked.make()
+        for load in plan.loads_of(workload):
+            label = f"{workload.name}.{load.label}"
+            seen[label] = seen.get(label, 0) + 1
+            key = label if seen[label] == 1 else f"{label}.{seen[label]}"
+            for repeat in range(plan.repeats):
+                yield build_schedule(f"{key}.{repeat}", workload, load, repeat, plan, counter, max_model_len)
+
+
+def build_schedule(
+    key: str,
+    workload: Workload,
+    load: Load,
+    repeat: int,
+    plan: RunPlan,
+    counter: TokenCounter,
+    max_model_len: int | None,
+) -> Schedule:
+    """One schedule.  Repeats ask different things, so that none finds its prompts in a cache that the last one filled;
+    warm-up prompts are new in every run, so that they warm no measured one."""
+    seed = derive_seed(plan.seed, key)
+    arrivals = None
+    if load.mode == "poisson":
+        assert load.rate is not None
+        count = plan.num_requests or (MIN_REQUESTS if plan.duration is None else None)
+        arrivals = poisson_arrivals(load.rate, seed, count=count, duration_s=plan.duration)
+    count = len(arrivals) if arrivals is not None else closed_loop_requests(plan, load)
+    requests = workload.requests(count, seed, counter, max_model_len)
+    if arrivals is not None:
+        arrivals = arrivals[: sum(request.after is None for request in requests)]
+    warmup: tuple[RequestSpec, ...] = ()
+    if plan.warmup:
+        salted = workload.requests(plan.warmup, secrets.randbits(62), counter, max_model_len)
+        warmup = tuple(shift(request, -plan.warmup) for request in salted)
+    info = WorkloadInfo(
+        name=workload.name,
+        parameters={
+            **workload_parameters(workload),
+            "schedule": {**describe(requests), "tokenizer": counter.name, "max_model_len": max_model_len},
+        },
+        seed=seed,
+        digest=digest(requests, arrivals),
+    )
+    if arrivals is not None and warmup:
+        arrivals = prepend_arrivals(warmup, arrivals, load)
+    return Schedule(key, info, load, repeat, warmup, requests, arrivals, plan.duration)
+
+
+def closed_loop_requests(plan: RunPlan, load: Load) -> int:
+    """How many requests to plan for a closed loop."""
+    if plan.num_requests is not None:
+        return plan.num_requests
+    assert load.concurrency is not None
+    rounds = max(MIN_REQUESTS, ROUNDS * load.concurrency)
+    return rounds if plan.duration is None else max(rounds, math.ceil(plan.duration * POOL_RATE))
+
+
+def shift(request: RequestSpec, by: int) -> RequestSpec:
+    """The request with its index, and the index that it waits for, moved."""
+    after = None if request.after is None else request.after + by
+    return replace(request, index=request.index + by, after=after)
+
+
+def prepend_arrivals(warmup: tuple[RequestSpec, ...], arrivals: tuple[int, ...], load: Load) -> tuple[int, ...]:
+    """Arrivals of the warm-up at the same rate, and the measured ones after them."""
+    assert load.rate is not None
+    first_turns = sum(request.after is None for request in warmup)
+    before = poisson_arrivals(load.rate, secrets.randbits(62), count=first_turns)
+    return (*before, *(before[-1] + arrival for arrival in arrivals))

@@ -1,0 +1,74 @@
+"""All telemetry of one cell: started before the load, stopped after it, rows handed on as they come."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from harness.telemetry.nvml import NvmlSampler
+from harness.telemetry.periodic import Periodic
+from harness.telemetry.process import ProcessSampler
+from harness.telemetry.scrape import Scraper
+
+SCRAPE_PERIOD_S = 0.2
+PROCESS_PERIOD_S = 0.5
+DEVICE_PERIOD_S = 0.1
+
+Append = Callable[[str, Iterable[Mapping[str, Any]]], None]  # table name, rows
+
+
+class Watch:
+    """Samples an engine, its processes, the devices and ourselves while the ``with`` block runs.
+
+    ``append(table, rows)`` is called from telemetry threads with rows that carry ``cell_id``.
+    """
+
+    def __init__(
+        self,
+        cell_id: str,
+        append: Append,
+        *,
+        scraper: Scraper | None = None,
+        pids: Callable[[], Sequence[int]] | None = None,
+        devices: NvmlSampler | None = None,
+    ) -> None:
+        self.scraper = scraper
+        self._cell_id = cell_id
+        self._append = append
+        own = ProcessSampler(lambda: [os.getpid()], source="client")
+        self._threads = [Periodic("client", PROCESS_PERIOD_S, self._rows("system", own.sample))]
+        if scraper is not None:
+            self._threads.append(Periodic("scrape", SCRAPE_PERIOD_S, self._rows("metrics", scraper.sample)))
+        if pids is not None:
+            server = ProcessSampler(pids)
+            self._threads.append(Periodic("processes", PROCESS_PERIOD_S, self._rows("system", server.sample)))
+        if devices is not None and devices.devices:
+            self._threads.append(Periodic("devices", DEVICE_PERIOD_S, self._rows("system", devices.sample)))
+
+    def __enter__(self) -> Watch:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for thread in self._threads:
+            thread.stop()
+        if self.scraper is not None:
+            self.scraper.close()
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended a telemetry thread early (a full disk, a bug), or None."""
+        return next((thread.error for thread in self._threads if thread.error is not None), None)
+
+    def _rows(self, table: str, sample: Callable[[], Iterable[dict[str, Any]]]) -> Callable[[], None]:
+        def work() -> None:
+            rows = [{"cell_id": self._cell_id, **row} for row in sample()]
+            if rows:
+                self._append(table, rows)
+
+        return work
