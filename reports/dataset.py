@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.results.metrics import summarise
 from harness.results.reader import Run, load_run
 from harness.results.schema import CellInfo, CellSummary, EngineInfo, LoadInfo
 from reports.columns import CellTable
@@ -48,7 +49,7 @@ class Cell:
 
     engine: Engine
     info: CellInfo
-    summary: CellSummary | None  # null when the run was killed before it was computed
+    summary: CellSummary | None  # null when the run was killed after this cell was planned, before it was summarised
     tables: RunTables = field(repr=False)
 
     @property
@@ -148,7 +149,9 @@ def join(runs: Sequence[Run]) -> Dataset:
     repeats: dict[tuple[str, str], int] = {}
     for one in tables:
         manifest = one.run.manifest
-        summaries = {cell.cell_id: cell for cell in one.run.summary.cells} if one.run.summary else {}
+        # A run that was killed has no summary; the harness computes the same numbers from the tables it left.
+        summary = one.run.summary if one.run.summary is not None else summarise(one.run)
+        summaries = {cell.cell_id: cell for cell in summary.cells}
         infos = {info.name: info for info in manifest.engines}
         for info in manifest.cells:
             told = infos.get(info.engine, EngineInfo(name=info.engine, url=""))

@@ -29,7 +29,7 @@ def to_markdown(data: Dataset, verdict: Verdict) -> str:
         lines.append(f"- {reason.validity}: {escape(where)}: {escape(reason.text)}")
     shown = tables.metrics_shown(data)
     names = ["workload and load", "engine", "validity", "ok / sent"]
-    names += [f"{m.label} ({m.family})" if m.label.islower() or m.label.startswith("p") else m.label for m in shown]
+    names += [f"{m.label}, {m.unit}" if m.unit == "ms" else m.label for m in shown]
     head = [f"| {' | '.join(escape(name) for name in names)} |", f"|{'|'.join(['---'] * 4 + ['---:'] * len(shown))}|"]
     table: list[str] = []
     for block in tables.comparison(data):

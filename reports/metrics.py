@@ -9,7 +9,7 @@ from typing import Literal
 
 from harness.results.schema import CellSummary
 from reports.dataset import Group
-from reports.words import Spread, count, number, percent
+from reports.words import Spread, count, mean_count, number, percent
 
 Direction = Literal["higher", "lower", "neither"]
 
@@ -22,8 +22,9 @@ class Metric:
     label: str
     unit: str
     better: Direction
-    show: Callable[[float | None], str] = number
-    family: str = ""
+    show: Callable[[float | None], str]
+    family: str  # heading of its columns in the comparison
+    short: str  # its own column there
 
     def read(self, summary: CellSummary) -> float | None:
         """The value in a cell's summary, null when it was not measured."""
@@ -35,30 +36,32 @@ class Metric:
         return Spread(tuple(group.values(label, self.read)))
 
 
-RUNNING = Metric("running_mean", "Requests at once", "", "higher", count, "Load")
-THROUGHPUT = Metric("output_tokens_per_s", "Output tokens/s", "tokens/s", "higher", number, "Throughput")
-TTFT = Metric("ttft.p50", "TTFT p50", "ms", "lower", number, "TTFT, ms")
-ITL = Metric("itl.p50", "ITL p50", "ms", "lower", number, "ITL, ms")
-UTILISATION = Metric("kv_utilisation", "KV utilisation", "", "higher", percent, "KV memory")
-WASTE = Metric("kv_waste", "KV waste", "", "lower", percent, "KV memory")
+RUNNING = Metric("running_mean", "Requests at once", "", "higher", mean_count, "Requests at once", "mean")
+THROUGHPUT = Metric(
+    "output_tokens_per_s", "Output tokens/s", "tokens/s", "higher", number, "Per second", "output tokens"
+)
+TTFT = Metric("ttft.p50", "TTFT p50", "ms", "lower", number, "TTFT, ms", "p50")
+ITL = Metric("itl.p50", "ITL p50", "ms", "lower", number, "ITL, ms", "p50")
+UTILISATION = Metric("kv_utilisation", "KV utilisation", "", "higher", percent, "KV memory", "utilisation")
+WASTE = Metric("kv_waste", "KV waste", "", "lower", percent, "KV memory", "waste")
 
 HEADLINES = [RUNNING, THROUGHPUT, TTFT, ITL, UTILISATION, WASTE]
 
 TABLE = [
     RUNNING,
-    Metric("running_max", "peak", "", "higher", count, "Load"),
+    Metric("running_max", "Requests at once, peak", "", "higher", count, "Requests at once", "peak"),
     THROUGHPUT,
-    Metric("request_rate", "requests/s", "requests/s", "higher", number, "Throughput"),
-    Metric("goodput", "goodput/s", "requests/s", "higher", number, "Throughput"),
+    Metric("request_rate", "Requests/s", "requests/s", "higher", number, "Per second", "requests"),
+    Metric("goodput", "Goodput", "requests/s", "higher", number, "Per second", "goodput"),
     TTFT,
-    Metric("ttft.p90", "p90", "ms", "lower", number, "TTFT, ms"),
-    Metric("ttft.p99", "p99", "ms", "lower", number, "TTFT, ms"),
+    Metric("ttft.p90", "TTFT p90", "ms", "lower", number, "TTFT, ms", "p90"),
+    Metric("ttft.p99", "TTFT p99", "ms", "lower", number, "TTFT, ms", "p99"),
     ITL,
-    Metric("itl.p90", "p90", "ms", "lower", number, "ITL, ms"),
-    Metric("itl.p99", "p99", "ms", "lower", number, "ITL, ms"),
-    Metric("e2e.p50", "E2E p50", "ms", "lower", number, "E2E, ms"),
+    Metric("itl.p90", "ITL p90", "ms", "lower", number, "ITL, ms", "p90"),
+    Metric("itl.p99", "ITL p99", "ms", "lower", number, "ITL, ms", "p99"),
+    Metric("e2e.p50", "E2E p50", "ms", "lower", number, "E2E, ms", "p50"),
     UTILISATION,
     WASTE,
-    Metric("preemptions", "preempted", "", "lower", count, "KV memory"),
-    Metric("prefix_hit_rate", "prefix hits", "", "neither", percent, "KV memory"),
+    Metric("preemptions", "Preemptions", "", "lower", count, "KV memory", "preempted"),
+    Metric("prefix_hit_rate", "Prefix hits", "", "neither", percent, "KV memory", "prefix hits"),
 ]

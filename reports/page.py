@@ -17,7 +17,7 @@ from reports.charts.figure import Figure
 from reports.dataset import Dataset, Engine, Group, load_words
 from reports.metrics import HEADLINES, RUNNING, THROUGHPUT, TTFT, Metric
 from reports.style import LEDGER, POOL, USAGE, series_style
-from reports.verdict import Verdict, differ, plain
+from reports.verdict import Reason, Verdict, differ, plain
 from reports.words import DEFINITIONS, NULL_HTML, NULL_TEXT, byte_size, factor, plural
 
 # Groups that get distributions and timelines of their own; beyond that each workload shows its heaviest load.
@@ -85,7 +85,7 @@ def shown_groups(data: Dataset) -> list[Group]:
 
 def panel_width(panels: int) -> int:
     """Width of one figure when ``panels`` of them share a section [px]."""
-    return {0: 720, 1: 720, 2: 540}.get(panels, 360)
+    return {0: 720, 1: 720, 2: 540, 4: 540}.get(panels, 360)
 
 
 def throughput_figures(data: Dataset) -> list[Figure]:
@@ -205,12 +205,12 @@ def render_page(data: Dataset, verdict: Verdict, out_dir: Path | None = None) ->
         "itl": [latency.itl_figure(data, group, width) for group in groups],
         "memory": [memory.memory_figure(data, group, width, ends[group.key]) for group in groups],
         "timelines": [timeline.timeline_figure(data, group, width, ends[group.key]) for group in groups],
-        "waste": bars.waste_figure(data, flat, panel_width(1)),
+        "waste": bars.waste_figure(data, flat, PAGE_WIDTH - 32),
         "waste_rows": tables.waste_rows(data),
         "errors": tables.error_rows(data),
         "client": tables.client_rows(data),
         "panels_left_out": len(data.groups) - len(groups),
-        "columns": min(3, max(1, len(groups))),
+        "columns": {0: 1, 1: 1, 2: 2, 4: 2}.get(len(groups), 3),
         "ledger": LEDGER,
         "legend": _legend(data),
         "definitions": DEFINITIONS,
@@ -229,6 +229,14 @@ def _legend(data: Dataset) -> list[Any]:
     return list({(word.label, word.css): word for word in words}.values())
 
 
+def by_cell(reasons: list[Reason]) -> list[list[Reason]]:
+    """Reasons of the same cell together, in their order."""
+    groups: dict[int, list[Reason]] = {}
+    for reason in reasons:
+        groups.setdefault(id(reason.cell), []).append(reason)
+    return list(groups.values())
+
+
 def left_out(panels: int) -> str:
     """Says so when not every load level has a panel of its own."""
     return f" {plural(panels, 'lighter load level')} without a panel; the table has all of them." if panels else ""
@@ -243,6 +251,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["groupby_cell"] = by_cell
     found.filters["shown"] = lambda text: NULL_HTML if text == NULL_TEXT else text
     found.globals["style_of"] = series_style
     found.globals["swatch"] = swatch

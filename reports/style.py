@@ -66,12 +66,12 @@ USAGE = [
     LedgerWord("unheld", "unheld", "#0b0006", "free", False, "the rest of the pool"),
 ]
 
-TEXT, MUTED, GRID, SURFACE, SLO = "#0c0001", "#0c0002", "#0c0003", "#0c0004", "#0c0005"
+TEXT, MUTED, GRID, SURFACE, SLO, ON_LIVE = (f"#0c000{i}" for i in range(1, 7))
 
 CLASSES: dict[str, str] = (
     {style.color: style.css for style in SERIES}
     | {word.color: word.css for word in (*LEDGER, *POOL, *USAGE)}
-    | {TEXT: "text", MUTED: "muted", GRID: "grid", SURFACE: "surface", SLO: "slo"}
+    | {TEXT: "text", MUTED: "muted", GRID: "grid", SURFACE: "surface", SLO: "slo", ON_LIVE: "onlive"}
 )
 
 

@@ -12,7 +12,7 @@ from reports.columns import Floats, latency
 from reports.dataset import Cell, Dataset, Engine, Group
 from reports.metrics import RUNNING, TABLE, Metric
 from reports.style import LEDGER
-from reports.words import NULL_TEXT, Spread, count, number, percent
+from reports.words import NULL_TEXT, Spread, count, mean_count, number, percent
 
 ERROR_TEXT = 160  # characters of an error message that are shown
 NS_PER_MS = 1e6
@@ -52,7 +52,7 @@ class Block:
 def value(spread: Spread, metric: Metric) -> Value:
     """A spread as text."""
     low, high = metric.show(spread.low), metric.show(spread.high)
-    return Value(metric.show(spread.middle), f"{low} to {high}" if low != high else "")
+    return Value(metric.show(spread.middle), f"{low.removesuffix(' %')}–{high}" if low != high else "")
 
 
 def metrics_shown(data: Dataset) -> list[Metric]:
@@ -153,10 +153,9 @@ def _tail(group: Group, label: str, shares: dict[str, float], pool: float | None
     ):
         return ""
     slots = (block - 1) / 2 * running
-    return (
-        f"({block:.0f} - 1) / 2 × {count(running)} requests = {number(slots)} slots of {count(round(used * pool))} held"
-        f" = {percent(slots / (used * pool))}"
-    )
+    held = used * pool
+    sum_of_tails = f"({block:.0f} - 1) / 2 × {mean_count(running)} requests = {number(slots)} slots"
+    return f"{sum_of_tails}, of {count(round(held))} held = {percent(slots / held)}"
 
 
 def _block_size(cells: Iterable[Cell]) -> float | None:

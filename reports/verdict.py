@@ -16,10 +16,12 @@ from harness.results.schema import Validity
 from reports.comparability import differences
 from reports.dataset import Cell, Dataset, Group, load_level
 from reports.metrics import RUNNING, THROUGHPUT, Metric
-from reports.words import Spread, count, factor, listing, number, percent, plural
+from reports.words import Spread, count, factor, listing, mean_count, number, percent, plural
 
 # Without repeats, throughputs closer than this are called about the same: run-to-run noise alone can make such a gap.
 ABOUT_THE_SAME = 1.10
+# With repeats, medians closer than this are about the same even where the ranges are apart: nobody acts on 2 %.
+RELEVANT = 1.02
 # Pools whose sizes differ by no more than this hold the same KV memory (rounding to whole blocks).
 SAME_POOL = 1.01
 # The workload made to fill KV memory leads; any other stands in where it was not run.
@@ -120,9 +122,9 @@ def _validity(data: Dataset) -> tuple[Badge, str, list[Reason]]:
         return "NOT JUDGED", f"{len(judged)} of {total} have a summary", reasons
     badge: Badge = "INVALID" if counts["INVALID"] else "SUSPECT" if counts["SUSPECT"] else "VALID"
     if badge == "VALID":
-        return badge, f"all {total}" if len(data.cells) > 1 else "the one cell", reasons
+        return badge, f"all {total}" if len(data.cells) > 1 else total, reasons
     told = [f"{counts[word]} {word}" for word in ("INVALID", "SUSPECT", "VALID") if counts[word]]
-    return badge, f"of {total}: {', '.join(told)}", reasons
+    return badge, f"{', '.join(told)} of {total}", reasons
 
 
 def _unfinished(data: Dataset) -> list[Phrase]:
@@ -145,7 +147,7 @@ def _nothing(data: Dataset) -> Phrase:
 
 def _single(group: Group, label: str) -> tuple[Phrase, list[Phrase]]:
     running, speed = RUNNING.spread(group, label), THROUGHPUT.spread(group, label)
-    held = f" with {count(running.middle)} requests running at once on average" if running.values else ""
+    held = f" with {mean_count(running.middle)} requests running at once on average" if running.values else ""
     headline = phrase(
         name(label), f" gives {number(speed.middle)} output tokens/s under {group.workload} ({_load(group)}){held}."
     )
@@ -210,9 +212,9 @@ def _memory_headline(group: Group, labels: list[str]) -> Phrase | None:
     return phrase(
         same,
         name(most),
-        f" keeps {count(a)} requests running at once where ",
+        f" keeps {mean_count(a)} requests running at once where ",
         name(least),
-        f" keeps {count(b)}: {atleast}{factor(a / b)} as many, {speed}.",
+        f" keeps {mean_count(b)}: {atleast}{factor(a / b)} as many, {speed}.",
     )
 
 
@@ -238,7 +240,7 @@ def _names(labels: list[str]) -> list[Segment]:
 
 
 def _pair(values: dict[str, Spread], labels: list[str]) -> str:
-    return listing([count(values[label].middle) for label in labels])
+    return listing([mean_count(values[label].middle) for label in labels])
 
 
 def _memory_was_not_full(group: Group, label: str) -> bool:
@@ -258,12 +260,13 @@ def _speed_clause(group: Group, first: str, second: str) -> str:
 
 
 def differ(a: Spread, b: Spread) -> bool:
-    """May a difference be stated?  With repeats: the ranges do not overlap; without: more than noise could make."""
+    """May a difference be stated?  With repeats: ranges apart and over 2 %; without: more than noise could make."""
     if not a.values or not b.values:
         return False
-    if a.is_repeated and b.is_repeated:
-        return min(a.values) > max(b.values) or min(b.values) > max(a.values)
     low, high = sorted((a.middle or 0, b.middle or 0))
+    if a.is_repeated and b.is_repeated:
+        apart = min(a.values) > max(b.values) or min(b.values) > max(a.values)
+        return apart and high > RELEVANT * low
     return high > ABOUT_THE_SAME * low
 
 
@@ -312,9 +315,8 @@ def _over_workloads(data: Dataset, lead: Group, labels: list[str]) -> list[Phras
             parts.append(f"{low if low == high else f'{low} to {high}'} {words}")
     if not parts:
         return []
-    groups = plural(len(_ratios(data, RUNNING, most, least)), "workload and load level")
-    groups = groups.replace("workload and load levels", "combinations of workload and load")
-    return [phrase(f"Over all {groups}: ", name(most), " against ", name(least), f" gives {listing(parts)}.")]
+    n = len(_ratios(data, RUNNING, most, least))
+    return [phrase(f"Over all {n} combinations of workload and load: {listing(parts)}.")]
 
 
 def _ratios(data: Dataset, metric: Metric, top: str, bottom: str) -> list[float]:
@@ -348,5 +350,5 @@ def _certainty(group: Group, labels: list[str]) -> list[Phrase]:
         return [phrase("One run each: noise between runs was not measured, so small differences mean nothing.")]
     runs = str(min(repeats)) if min(repeats) == max(repeats) else f"{min(repeats)} to {max(repeats)}"
     return [
-        phrase(f"{runs} repeats each: medians are given, and a difference is stated only where ranges do not overlap.")
+        phrase(f"{runs} repeats each: medians are given, and a difference is stated only where the ranges are apart.")
     ]

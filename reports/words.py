@@ -47,6 +47,11 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
+def mean_count(value: float | None) -> str:
+    """A mean of counts, with one decimal."""
+    return NULL_TEXT if value is None or not math.isfinite(value) else f"{value:,.1f}"
+
+
 def byte_size(value: float | None) -> str:
     """Bytes in binary units."""
     if value is None or not math.isfinite(value):
@@ -98,12 +103,19 @@ class Spread:
 
 DEFINITIONS: list[tuple[str, str]] = [
     ("Cell", "One engine under one workload at one load level, one repeat."),
-    ("Requests at once", "Requests that hold KV memory and are computed, as the engine reports; mean over time."),
+    (
+        "Requests at once",
+        "Requests that hold KV memory and are computed, as the engine reports; mean over the measured window.",
+    ),
     (
         "In flight",
         "Requests that the client has sent and not yet seen end; includes those that wait inside the engine.",
     ),
-    ("Output tokens/s", "Tokens of successful requests, divided by the measured window."),
+    ("Output tokens/s", "Tokens that arrived in the measured window, divided by its length."),
+    (
+        "Measured window",
+        "From the first measured request to the moment from which the load could no longer be kept up.",
+    ),
     ("TTFT", "Time to first token: from the moment the request was written to the first content chunk."),
     ("TTFT, queue-inclusive", "The same, from the moment the client's slot was granted."),
     ("TTFT, schedule-inclusive", "The same, from the planned start: a late client or a full server cannot hide."),
@@ -116,7 +128,7 @@ DEFINITIONS: list[tuple[str, str]] = [
     ("Allocated", "Slots of blocks that a request holds."),
     ("Live", "Tokens that can still be attended; a shared token counts once."),
     ("Evictable", "Slots of cached blocks that nobody holds; they can be taken at once."),
-    ("KV utilisation", "Live / reserved, mean over time."),
+    ("KV utilisation", "Live / reserved, mean over the measured window."),
     ("Internal fragmentation", "(Allocated - live) / allocated."),
     (
         "KV waste",

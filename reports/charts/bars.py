@@ -10,7 +10,7 @@ from reports.charts import scales
 from reports.charts.figure import Figure, Table, draw
 from reports.dataset import Dataset, Group, load_level, load_words
 from reports.metrics import Metric
-from reports.style import LEDGER, TEXT
+from reports.style import LEDGER, ON_LIVE, TEXT
 from reports.tables import mean_ledger
 from reports.words import Spread, percent
 
@@ -75,7 +75,7 @@ def _absent(group: Group, label: str) -> str:
 
 def _names() -> alt.Axis:
     return alt.Axis(
-        labelLimit=NAMES,
+        labelLimit=NAMES - 4,
         minExtent=NAMES + 8,
         maxExtent=NAMES + 8,
         domain=False,
@@ -132,8 +132,11 @@ def waste_figure(data: Dataset, groups: list[Group], width: int) -> Figure:
             y=y,
             color=alt.Color("word:N", scale=words, legend=None),
         )
-        inside = base.mark_text(fontSize=10, color=TEXT, fontWeight=600).encode(
-            x=alt.X("mid:Q", scale=scale), y=y, text="text:N"
+        inside = base.mark_text(fontSize=10, fontWeight=600).encode(
+            x=alt.X("mid:Q", scale=scale),
+            y=y,
+            text="text:N",
+            color=alt.condition("datum.word == 'token_states'", alt.value(ON_LIVE), alt.value(TEXT)),
         )
         beside = base.mark_text(align="left", dx=6, fontSize=11, color=TEXT).encode(
             x=alt.X("edge:Q", scale=scale), y=y, text="end:N"
@@ -187,7 +190,8 @@ def level_figure(data: Dataset, workload: str, metric: Metric, width: int) -> Fi
         kind = alt.Scale(type="log", base=2, nice=False) if wide else alt.Scale(zero=True)
         x = alt.X("level:Q", scale=kind, axis=across)
         unit = f"{metric.label}{f', {metric.unit}' if metric.unit == 'ms' else ''}"
-        up = scales.side_title(alt.Axis(title=unit, format="~s" if metric.show is not percent else "%", tickCount=5))
+        form = "%" if metric.show is percent else scales.plain(max(row["high"] for row in rows))
+        up = scales.side_title(alt.Axis(title=unit, format=form, tickCount=5))
         y = alt.Y("value:Q", scale=alt.Scale(zero=True, nice=True), axis=up)
         base = alt.Chart(scales.values(rows))
         color = scales.color(data.engines)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from altair.utils.schemapi import debug_mode
 
 from reports.charts.svg import ChartsUnavailableError, render
 from reports.columns import Floats
 from reports.style import GRID, MUTED, TEXT
 
 FONT_SIZE = 11
+VALIDATE = False  # the tests turn this on: each specification is then checked against the Vega-Lite schema
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,11 @@ class Figure:
 
 def draw(build: Any, figure_id: str) -> str:
     """Call ``build()`` for an altair chart and draw it; empty when the chart libraries are not installed."""
+    # altair checks every piece against the Vega-Lite schema as it is made; once, at the end of the whole, is enough.
+    with debug_mode(False):
+        spec = build().configure(**config()).to_dict(validate=VALIDATE)
     try:
-        return render(build().configure(**config()).to_dict(), figure_id)
+        return render(spec, figure_id)
     except ChartsUnavailableError:
         return ""
 

@@ -17,6 +17,7 @@ from reports.words import number
 
 NS_PER_MS = 1e6
 CURVE_POINTS = 64
+HEIGHT = 170  # px
 # A percentile is drawn only while at least this many samples lie beyond it.
 BEYOND = 5
 _MARKED = (0.5, 0.9, 0.99)
@@ -70,7 +71,7 @@ def ttft_figure(data: Dataset, group: Group, width: int) -> Figure:
         x = alt.X("x:Q", scale=scale, axis=axis)
         y = alt.Y("y:Q", scale=alt.Scale(domain=[0, 1]), axis=_share_axis())
         return _layers(data, rows, marks, x, y, "step-after", "x", _limit(data, "ttft", high)).properties(
-            width=width - scales.MARGIN, height=170
+            width=width - scales.MARGIN, height=HEIGHT
         )
 
     title = f"TTFT, {group.title}"
@@ -104,15 +105,12 @@ def itl_figure(data: Dataset, group: Group, width: int) -> Figure:
         x = alt.X("x:Q", scale=alt.Scale(domain=[0, deepest], nice=False), axis=across)
         y = alt.Y("y:Q", scale=scale, axis=axis)
         return _layers(data, rows, marks, x, y, "linear", "y", _limit(data, "itl", high)).properties(
-            width=width - scales.MARGIN, height=170
+            width=width - scales.MARGIN, height=HEIGHT
         )
 
     title = f"ITL, {group.title}"
     description = f"Gap between content chunks in ms (up) at each percentile (across). {_summary(samples)}"
-    figure = _figure(figure_id, title, description, build, samples, data, group)
-    if samples:
-        figure.notes.append(f"Curves end where fewer than {BEYOND} gaps lie beyond.")
-    return figure
+    return _figure(figure_id, title, description, build, samples, data, group)
 
 
 def _collect(data: Dataset, group: Group, read: Samples) -> list[tuple[Engine, Floats]]:
@@ -160,7 +158,7 @@ def _layers(
         channel = alt.X("limit:Q") if limit_axis == "x" else alt.Y("limit:Q")
         layers.append(rule.encode(**{limit_axis: channel}))
         side: dict[str, Any] = {"align": "right", "dx": -4} if limit_axis == "x" else {"align": "left", "dy": -6}
-        place: dict[str, Any] = {"y": alt.value(8)} if limit_axis == "x" else {"x": alt.value(4)}
+        place: dict[str, Any] = {"y": alt.value(HEIGHT - 9)} if limit_axis == "x" else {"x": alt.value(4)}
         layers.append(
             at.mark_text(color=MUTED, fontSize=10, **side).encode(text="text:N", **{limit_axis: channel}, **place)
         )

@@ -11,7 +11,7 @@ from reports.charts import scales
 from reports.charts.figure import Figure, Table, cells, draw
 from reports.columns import Columns, Floats, pivot, thin
 from reports.dataset import Cell, Dataset, Group
-from reports.style import LEDGER, MUTED, POOL, USAGE, LedgerWord
+from reports.style import LEDGER, MUTED, POOL, TEXT, USAGE, LedgerWord
 from reports.words import count, plural
 
 NS = 1e9
@@ -28,6 +28,7 @@ class Stack(NamedTuple):
     layers: list[Floats]
     pool: float | None  # token slots, null when the engine tells shares only
     merged: int  # samples a point stands for
+    window_end: float | None  # end of the measured window [s], over which the means of the tables are taken
 
 
 def stack(cell: Cell) -> Stack | None:
@@ -60,7 +61,7 @@ def _usage(cell: Cell, rows: Columns) -> Stack | None:
         return None
     held = np.clip(series["kv_usage"], 0, 1)
     t, thinned, merged = thin(t, {"held": held}, POINTS)
-    return Stack(USAGE, (t - cell.origin) / NS, [thinned["held"], 1 - thinned["held"]], None, merged)
+    return Stack(USAGE, (t - cell.origin) / NS, [thinned["held"], 1 - thinned["held"]], None, merged, _window_end(cell))
 
 
 def _stacked(cell: Cell, words: list[LedgerWord], t: Floats, layers: list[Floats]) -> Stack | None:
@@ -71,9 +72,17 @@ def _stacked(cell: Cell, words: list[LedgerWord], t: Floats, layers: list[Floats
         return None
     shares = {word.name: np.clip(layer[whole] / total[whole], 0, 1) for word, layer in zip(words, layers, strict=True)}
     t, shares, merged = thin(t[whole], shares, POINTS)
-    return Stack(
-        words, (t - cell.origin) / NS, [shares[word.name] for word in words], float(total[whole].max()), merged
-    )
+    named = [shares[word.name] for word in words]
+    return Stack(words, (t - cell.origin) / NS, named, float(total[whole].max()), merged, _window_end(cell))
+
+
+def _window_end(cell: Cell) -> float | None:
+    if cell.summary is None or cell.summary.window_s is None:
+        return None
+    rows = cell.tables.requests.rows(cell.info.cell_id, ("t_send", "warmup"))
+    sent = rows["t_send"].astype(np.float64)[~rows["warmup"].astype(bool)]
+    sent = sent[np.isfinite(sent)]
+    return (float(sent.min()) - cell.origin) / NS + cell.summary.window_s if sent.size else None
 
 
 def memory_figure(data: Dataset, group: Group, width: int, end_s: float) -> Figure:
@@ -116,21 +125,23 @@ def _strip(label: str, found: Stack, width: int, end_s: float, is_last: bool) ->
     tops = np.cumsum(found.layers, axis=0)
     bottoms = tops - np.asarray(found.layers)
     rows: list[dict[str, Any]] = []
-    colors: dict[str, str] = {}
     for word, low, high, layer in zip(found.words, bottoms, tops, found.layers, strict=True):
         if layer.max() < 5e-4:
             continue
-        colors[word.name] = word.color
         rows += [
             {"t": round(float(t), 4), "low": round(float(a), 4), "high": round(float(b), 4), "word": word.name}
             for t, a, b in zip(found.t, low, high, strict=True)
         ]
-    across = alt.Axis(title="s" if is_last else None, labels=is_last, format=",f", tickCount=5, grid=False, domain=True)
+    across = alt.Axis(
+        title="seconds" if is_last else None, labels=is_last, format=",f", tickCount=5, grid=False, domain=True
+    )
     up = scales.side_title(alt.Axis(title=None, format="%", values=[0, 0.5, 1]))
-    scale = alt.Scale(domain=list(colors), range=list(colors.values()))
+    # Strips share one colour scale, so each names every word any of them may draw.
+    words = {word.name: word.color for layers in (LEDGER, POOL, USAGE) for word in layers}
+    scale = alt.Scale(domain=list(words), range=list(words.values()))
     pool = f", {count(found.pool)} slots" if found.pool is not None else ", share of the pool"
     area = alt.Chart(scales.values(rows)).mark_area(interpolate="linear", clip=True)
-    base = area.encode(
+    layers = area.encode(
         x=alt.X("t:Q", scale=alt.Scale(domain=[0, end_s], nice=False), axis=across),
         y=alt.Y("low:Q", scale=alt.Scale(domain=[0, 1]), axis=up),
         y2="high:Q",
@@ -140,9 +151,11 @@ def _strip(label: str, found: Stack, width: int, end_s: float, is_last: bool) ->
     note = alt.Chart(scales.values([{"text": pool.removeprefix(", ")}])).mark_text(
         align="right", baseline="bottom", color=MUTED, fontSize=10
     )
-    return alt.layer(base, note.encode(text="text:N", x=alt.value(width - scales.MARGIN), y=alt.value(-7))).properties(
-        width=width - scales.MARGIN, height=STRIP, title=heading
-    )
+    drawn = [layers, note.encode(text="text:N", x=alt.value(width - scales.MARGIN), y=alt.value(-7))]
+    if found.window_end is not None and found.window_end < 0.98 * float(found.t[-1]):
+        rule = alt.Chart(scales.values([{"t": found.window_end}])).mark_rule(color=TEXT, strokeDash=[3, 3])
+        drawn.append(rule.encode(x="t:Q"))
+    return alt.layer(*drawn).properties(width=width - scales.MARGIN, height=STRIP, title=heading)
 
 
 def _table(found: Stack) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +40,14 @@ def shape(engines: Sequence[Engine]) -> alt.Shape:
     return alt.Shape("engine:N", scale=scale, legend=None)
 
 
-def values(rows: list[dict[str, Any]]) -> alt.Data:
-    """Inline data."""
-    return alt.Data(values=rows)
+def values(rows: list[dict[str, Any]]) -> alt.InlineData:
+    """Inline data, as one JSON string: altair copies and checks lists of rows cell by cell, which takes seconds."""
+    return alt.InlineData(values=json.dumps(rows, allow_nan=False), format=alt.DataFormat(type="json"))
+
+
+def plain(high: float) -> str:
+    """Format of an axis of counts or rates up to ``high`` that fits the room its labels have."""
+    return "~s" if high >= 20_000 else ",f"
 
 
 def is_wide(low: float, high: float) -> bool:
@@ -52,7 +58,7 @@ def is_wide(low: float, high: float) -> bool:
 def milliseconds(low: float, high: float) -> tuple[alt.Scale, alt.Axis]:
     """Scale and axis of a latency; its title says so when it is logarithmic."""
     if is_wide(low, high):
-        axis = alt.Axis(title="ms (log axis)", format=",~r", tickCount=5, labelOverlap="greedy")
+        axis = alt.Axis(title="ms (log axis)", format=",~r", tickCount=5, labelOverlap="greedy", labelSeparation=8)
         return alt.Scale(type="log", nice=False), axis
     return alt.Scale(zero=True, nice=True), alt.Axis(title="ms", format=",f", tickCount=5)
 

@@ -129,14 +129,17 @@ def _strip(
         if name in strips
         for t, y in zip(*strips[name], strict=True)
     ]
-    across = alt.Axis(title="s" if is_last else None, labels=is_last, format=",f", tickCount=5, grid=False, domain=True)
-    up = scales.side_title(alt.Axis(title=words, format="~s", tickCount=3))
+    across = alt.Axis(
+        title="seconds" if is_last else None, labels=is_last, format=",f", tickCount=5, grid=False, domain=True
+    )
+    high = max((row["y"] for row in rows), default=0.0)
+    up = scales.side_title(alt.Axis(title=words, format=scales.plain(high), tickCount=3))
     x = alt.X("t:Q", scale=alt.Scale(domain=[0, end_s], nice=False), axis=across)
     line = alt.Chart(scales.values(rows)).mark_line(strokeWidth=1.75, clip=True)
     layers = [
         line.encode(
             x=x,
-            y=alt.Y("y:Q", scale=alt.Scale(zero=True, nice=True), axis=up),
+            y=alt.Y("y:Q", scale=alt.Scale(domain=[0, 1.08 * high or 1], nice=False), axis=up),
             color=scales.color(data.engines),
             strokeDash=scales.dash(data.engines),
         )
