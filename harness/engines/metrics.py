@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -23,6 +22,9 @@ WANTED = {OUR_PREFIX + name for name in METRIC_NAMES} | {
     for source in sources
     for family in source.families
 }
+
+
+SLOT_FIELDS = {"n_ctx", "is_processing", "n_prompt_tokens"}
 
 
 def family_of(line: str) -> str:
@@ -75,16 +77,22 @@ def kind_of(text: str) -> str | None:
     return None
 
 
-def parse_slots(slots: Iterable[Mapping[str, Any]], pool_tokens: int | None = None) -> dict[str, float]:
-    """KV slots from llama.cpp's ``/slots``, which tells what its ``/metrics`` no longer does.
+def parse_slots(text: str, pool_tokens: int | None = None) -> dict[str, float]:
+    """KV slots from the JSON text of llama.cpp's ``/slots``, which tells what its ``/metrics`` no longer does.
 
     A row is a sequence's place.  ``n_prompt_tokens`` are the tokens in it, prompt and generated; they stay as a cache
     when the request has ended.  ``n_ctx`` is its share of the pool or, when the pool is unified, the whole pool; only
     with ``pool_tokens`` (the server's ``--ctx-size``) can the two be told apart, so without it nothing is said about
-    reserved and allocated slots.
+    reserved and allocated slots.  Rows of a release with other fields give nothing; a text that is no JSON list of
+    rows raises ExpositionError.
     """
-    rows = list(slots)
-    if not rows or not all({"n_ctx", "is_processing", "n_prompt_tokens"} <= row.keys() for row in rows):
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise ExpositionError(f"the engine's /slots text is not JSON: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ExpositionError("the engine's /slots text is not a list of slots")
+    if not rows or not all(SLOT_FIELDS <= row.keys() for row in rows):
         return {}
     busy = [row for row in rows if row["is_processing"]]
     live = sum(row["n_prompt_tokens"] for row in busy)

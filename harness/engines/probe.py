@@ -64,6 +64,7 @@ async def probe(
             await api.run()
         settings: dict[str, Any] = {key: values[key] for key in SETTING_METRICS if key in values}
         settings |= slot_settings(replies["/props"])
+        settings |= inner(entry, "settings")
         info = EngineInfo(
             name=name or asker.url,
             url=asker.url,
@@ -191,7 +192,7 @@ def find_max_model_len(replies: Mapping[str, Reply], entry: Mapping[str, Any]) -
 
 def find_dtype(replies: Mapping[str, Reply], entry: Mapping[str, Any]) -> str | None:
     return (
-        text_of(entry, "dtype")
+        text_of(inner(entry, "settings"), "dtype")
         or text_of(inner(entry, "meta"), "ftype")
         or text_of(replies["/info"].mapping(), "model_dtype")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from harness.engines.catalogue import all_recipes, find, is_reference, load_file
 from harness.engines.errors import RecipeError
 from harness.engines.installed import installed_version, require_installed
 from harness.engines.recipe import Recipe
+from reference_engine.server.options import ServerOptions
 
 OURS = ("llama.cpp", "reference", "transformers", "transformers-cb", "vllm", "vllm-cpu", "xllamacpp")
 
@@ -75,7 +77,14 @@ def test_the_reference_engine_chooses_its_own_port() -> None:
     plan = find("reference").plan({"policy": "contiguous", "kv_memory": "64MiB", "prefix_caching": False}, 0)
     assert plan.url is None
     assert plan.command[:3] == (sys.executable, "-m", "reference_engine.server")
-    assert "--no-prefix-caching" in plan.command
+    assert "--no-prefix-cache" in plan.command
+
+
+def test_the_reference_recipe_knows_the_server_s_options() -> None:
+    options = {"--" + field.name.replace("_", "-") for field in fields(ServerOptions)}
+    flags = {setting.flag for setting in find("reference").settings.values() if setting.flag}
+    assert flags <= options
+    assert options - flags <= {"--host", "--port", "--api-key", "--max-body-bytes"}
 
 
 def test_pagedbench_ext_points_to_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,32 @@ EXPECTED: dict[str, tuple[str, dict[str, float]]] = {
             "generation_tokens_total": 600,
             "prefix_cache_queries_total": 1362 + 1086,
             "prefix_cache_hits_total": 1086,
+        },
+    ),
+    "pagedbench-0.1.0": (
+        "pagedbench",
+        {
+            "requests_running": 6,
+            "requests_waiting": 4,
+            "preemptions_total": 0,
+            "kv_usage": 84 / 91,
+            "kv_slots_reserved": 1456,
+            "kv_slots_allocated": 1344,
+            "kv_slots_live": 1255,
+            "kv_slots_evictable": 0,
+            "kv_slots_logical": 1255,
+            "ledger_token_states": 1255,
+            "ledger_reserved": 0,
+            "ledger_internal": 89,
+            "ledger_external": 0,
+            "ledger_cached": 0,
+            "ledger_free": 112,
+            "kv_block_size": 16,
+            "kv_pool_bytes": 67_092_480,
+            "prompt_tokens_total": 816,
+            "generation_tokens_total": 445,
+            "prefix_cache_queries_total": 816,
+            "prefix_cache_hits_total": 0,
         },
     ),
     "handwritten-sglang": (
@@ -194,26 +221,43 @@ def test_broken_lines_of_other_families_do_not_matter() -> None:
     assert parse_exposition("what{ever\nvllm:num_requests_running 3\n") == {"requests_running": 3}
 
 
-def slot(busy: bool, tokens: int, n_ctx: int = 1024) -> dict[str, object]:
-    return {"id": 0, "n_ctx": n_ctx, "is_processing": busy, "n_prompt_tokens": tokens}
+def slots(*rows: tuple[bool, int], n_ctx: int = 1024) -> str:
+    keys = ("is_processing", "n_prompt_tokens")
+    return json.dumps([{"id": i, "n_ctx": n_ctx, **dict(zip(keys, row, strict=True))} for i, row in enumerate(rows)])
 
 
 def test_slots_of_a_divided_pool() -> None:
-    rows = [slot(True, 233), slot(True, 100), slot(False, 50), slot(False, 0)]
-    assert parse_slots(rows, pool_tokens=4096) == {
+    text = slots((True, 233), (True, 100), (False, 50), (False, 0))
+    assert parse_slots(text, pool_tokens=4096) == {
         "kv_slots_reserved": 4096,
         "kv_slots_allocated": 2048,
         "kv_slots_live": 333,
         "kv_slots_evictable": 50,
     }
-    assert parse_slots(rows) == {"kv_slots_live": 333, "kv_slots_evictable": 50}
+    assert parse_slots(text) == {"kv_slots_live": 333, "kv_slots_evictable": 50}
 
 
 def test_slots_of_a_unified_pool() -> None:
-    rows = [slot(True, 233, 4096), slot(False, 50, 4096)]
-    assert parse_slots(rows, pool_tokens=4096)["kv_slots_allocated"] == 233
+    text = slots((True, 233), (False, 50), n_ctx=4096)
+    assert parse_slots(text, pool_tokens=4096)["kv_slots_allocated"] == 233
+
+
+def test_recorded_slots() -> None:
+    text = (FIXTURES / "llamacpp-xllamacpp-2026.10.11549.slots.json").read_text(encoding="utf-8")
+    assert parse_slots(text, pool_tokens=8192) == {
+        "kv_slots_reserved": 8192,
+        "kv_slots_allocated": 8192,
+        "kv_slots_live": 8 * 233,
+        "kv_slots_evictable": 0,
+    }
 
 
 def test_slots_of_another_release() -> None:
-    assert parse_slots([]) == {}
-    assert parse_slots([{"id": 0, "state": 1}], pool_tokens=4096) == {}
+    assert parse_slots("[]") == {}
+    assert parse_slots('[{"id": 0, "state": 1}]', pool_tokens=4096) == {}
+
+
+@pytest.mark.parametrize("text", ["", "<html>", "{}", "[3]"])
+def test_slots_that_are_none(text: str) -> None:
+    with pytest.raises(ExpositionError, match="/slots"):
+        parse_slots(text)

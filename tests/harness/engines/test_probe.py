@@ -238,7 +238,7 @@ async def test_servers_that_do_not_speak_http(answer: bytes) -> None:
 async def test_nobody_there() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
-        with pytest.raises(UnreachableError, match="127.0.0.1"):
+        with pytest.raises(UnreachableError, match=r"127\.0\.0\.1"):
             await probe(f"http://127.0.0.1:{taken.getsockname()[1]}")
 
 
