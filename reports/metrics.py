@@ -37,9 +37,7 @@ class Metric:
 
 
 RUNNING = Metric("running_mean", "Requests at once", "", "higher", mean_count, "Requests at once", "mean")
-THROUGHPUT = Metric(
-    "output_tokens_per_s", "Output tokens/s", "tokens/s", "higher", number, "Per second", "output tokens"
-)
+THROUGHPUT = Metric("output_tokens_per_s", "Output tokens/s", "tokens/s", "higher", number, "Per second", "tokens out")
 TTFT = Metric("ttft.p50", "TTFT p50", "ms", "lower", number, "TTFT, ms", "p50")
 ITL = Metric("itl.p50", "ITL p50", "ms", "lower", number, "ITL, ms", "p50")
 UTILISATION = Metric("kv_utilisation", "KV utilisation", "", "higher", percent, "KV memory", "utilisation")

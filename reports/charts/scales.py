@@ -66,6 +66,6 @@ def milliseconds(low: float, high: float) -> tuple[alt.Scale, alt.Axis]:
 def side_title(axis: alt.Axis) -> alt.Axis:
     """The title of a vertical axis, written level above it instead of turned along it."""
     axis.titleAngle, axis.titleAlign, axis.titleBaseline = 0, "left", "bottom"
-    axis.titleX, axis.titleY = -Y_AXIS, -7
+    axis.titleX, axis.titleY = -Y_AXIS, -9
     axis.minExtent = axis.maxExtent = Y_AXIS
     return axis
