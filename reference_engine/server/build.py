@@ -97,7 +97,7 @@ def _scheduler_config(options: ServerOptions, model: ModelConfig, cache: CacheCo
     longest = options.max_model_len
     if longest is not None and longest > model.max_position_embeddings:
         raise ConfigError(
-            f"--max-model-len {longest} exceeds the {model.max_position_embeddings} positions that the model knows; lower it"
+            f"--max-model-len {longest} exceeds the {model.max_position_embeddings} positions the model knows; lower it"
         )
     if longest is None:
         longest = min(model.max_position_embeddings, cache.num_slots)

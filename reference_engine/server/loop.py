@@ -184,9 +184,10 @@ class EngineLoop:
         try:
             while self._obey():
                 outputs = self._engine.step()
+                # Before the outputs go out: who has its answer and then reads the metrics finds it counted.
+                self._refresh_stats(force=not self._engine.has_work)
                 if outputs:
                     self._post(self._deliver, outputs)
-                self._refresh_stats(force=not self._engine.has_work)
         except Exception as error:
             logger.exception("the engine broke down")
             self._post(self._break_down, f"the engine broke down: {type(error).__name__}: {error}")
