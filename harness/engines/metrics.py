@@ -92,7 +92,7 @@ def parse_slots(text: str, pool_tokens: int | None = None) -> dict[str, float]:
         raise ExpositionError(f"the engine's /slots text is not JSON: {error}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ExpositionError("the engine's /slots text is not a list of slots")
-    if not rows or not all(SLOT_FIELDS <= row.keys() for row in rows):
+    if not rows or not all(row.keys() >= SLOT_FIELDS for row in rows):
         return {}
     busy = [row for row in rows if row["is_processing"]]
     live = sum(row["n_prompt_tokens"] for row in busy)
