@@ -44,7 +44,7 @@ def bar_figure(data: Dataset, groups: list[Group], metric: Metric, width: int) -
         top = max((row.get("high") or row["value"]) for row in rows)
         scale = alt.Scale(domain=[0, top * 1.22], nice=False)
         base = alt.Chart()
-        bars = base.mark_bar(height=12, cornerRadiusEnd=2).encode(
+        bars = base.mark_bar(height=12).encode(
             x=alt.X("value:Q", scale=scale, axis=None), y=y, color=scales.color(data.engines)
         )
         text = base.mark_text(align="left", dx=6, color=TEXT, fontSize=11).encode(
@@ -53,7 +53,10 @@ def bar_figure(data: Dataset, groups: list[Group], metric: Metric, width: int) -
         layers = [bars, text]
         if any("low" in row for row in rows):
             layers.insert(
-                1, base.mark_rule(color=TEXT, strokeWidth=1.25).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y)
+                1,
+                base.mark_rule(color=TEXT, strokeWidth=1.25).encode(
+                    x=alt.X("low:Q", scale=scale, axis=None), x2="high:Q", y=y
+                ),
             )
         return _facet(alt.layer(*layers), rows, groups, width)
 
@@ -133,13 +136,13 @@ def waste_figure(data: Dataset, groups: list[Group], width: int) -> Figure:
             color=alt.Color("word:N", scale=words, legend=None),
         )
         inside = base.mark_text(fontSize=10, fontWeight=600).encode(
-            x=alt.X("mid:Q", scale=scale),
+            x=alt.X("mid:Q", scale=scale, axis=None),
             y=y,
             text="text:N",
             color=alt.condition("datum.word == 'token_states'", alt.value(ON_LIVE), alt.value(TEXT)),
         )
         beside = base.mark_text(align="left", dx=6, fontSize=11, color=TEXT).encode(
-            x=alt.X("edge:Q", scale=scale), y=y, text="end:N"
+            x=alt.X("edge:Q", scale=scale, axis=None), y=y, text="end:N"
         )
         return _facet(alt.layer(bars, inside, beside), merged, [g for g in groups if _has_ledger(data, g)], width)
 

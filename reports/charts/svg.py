@@ -43,8 +43,10 @@ def render(spec: dict[str, Any], prefix: str) -> str:
 def reduce(svg: str, prefix: str) -> str:
     """The same picture with less markup, and classes in place of placeholder colours."""
     root = ElementTree.fromstring(svg)
+    # vl-convert numbers ids on from one chart to the next; numbered anew, a chart does not depend on those before it.
+    ids = {old: f"{prefix}-{i}" for i, old in enumerate(e.get("id", "") for e in root.iter() if e.get("id"))}
     view_box = root.get("viewBox", "0 0 0 0")
-    children = [kept for child in root for kept in _reduce(child, prefix) if not _is_backdrop(child)]
+    children = [kept for child in root for kept in _reduce(child, ids) if not _is_backdrop(child)]
     width = view_box.split()[2]
     body = "".join(_write(child) for child in children)
     return f'<svg viewBox="{view_box}" width="{width}" aria-hidden="true" focusable="false">{body}</svg>'
@@ -54,13 +56,13 @@ def _is_backdrop(element: ElementTree.Element) -> bool:
     return element.tag == f"{_SVG}rect" and element.get("fill") in ("white", "transparent")
 
 
-def _reduce(element: ElementTree.Element, prefix: str) -> list[ElementTree.Element]:
+def _reduce(element: ElementTree.Element, ids: dict[str, str]) -> list[ElementTree.Element]:
     """``element`` reduced, or its children where it carries nothing itself, or nothing where it draws nothing."""
     tag = element.tag.removeprefix(_SVG)
     if "background" in (element.get("class") or "").split() and element.get("stroke") in (None, "transparent"):
         return []
-    children = [kept for child in element for kept in _reduce(child, prefix)]
-    attributes = _attributes(element, prefix)
+    children = [kept for child in element for kept in _reduce(child, ids)]
+    attributes = _attributes(element, ids)
     if tag == "g":
         if not children:
             return []
@@ -82,7 +84,7 @@ def _draws(element: ElementTree.Element) -> bool:
     return element.get("opacity") != "0"
 
 
-def _attributes(element: ElementTree.Element, prefix: str) -> dict[str, str]:
+def _attributes(element: ElementTree.Element, ids: dict[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     classes: list[str] = []
     for key, value in element.attrib.items():
@@ -95,9 +97,9 @@ def _attributes(element: ElementTree.Element, prefix: str) -> dict[str, str]:
             if value == "transparent":
                 value = "none"
         elif key == "id":
-            value = f"{prefix}-{value}"
+            value = ids[value]
         elif key == "clip-path":
-            value = value.replace("url(#", f"url(#{prefix}-")
+            value = f"url(#{ids[value.removeprefix('url(#').removesuffix(')')]})"
         elif key in ("d", "transform", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "cx", "cy", "r"):
             value = _NUMBER.sub(_rounded, value)
         if key == "transform" and value == "translate(0,0)":

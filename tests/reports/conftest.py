@@ -36,6 +36,7 @@ from harness.results.schema import (
     Summary,
     WorkloadInfo,
 )
+from reports import build_report
 
 MS = 1_000_000
 BLOCK = 16
@@ -290,11 +291,12 @@ class RunDraft:
             c for c in self.summary.cells if c.engine == engine and (workload is None or c.workload == workload)
         )
 
-    def write(self, path: Path) -> Path:
+    def write(self, path: Path, with_summary: bool = True) -> Path:
         """As a finished run: Parquet tables and a summary."""
         path.mkdir(parents=True)
         (path / "run.json").write_text(self.manifest.model_dump_json(indent=1))
-        (path / "summary.json").write_text(json.dumps(self.summary.model_dump(mode="json")))
+        if with_summary:
+            (path / "summary.json").write_text(json.dumps(self.summary.model_dump()))
         for name, schema in SCHEMAS.items():
             table = pa.Table.from_pylist(getattr(self.tables, name), schema=schema)
             pq.write_table(table, path / f"{name}.parquet")
@@ -407,6 +409,8 @@ def agree(rows: Tables, cells: list[CellInfo], summaries: list[CellSummary]) -> 
                     summary.tokens_identical_to[b.cell_id] = sum(mine[i] == other[i] for i in both) / len(both)
 
 
+HOSTILE = "<script>alert('x')</script>\"&{{7*7}}"
+
 PAGED = Engine("paged")
 CONTIGUOUS = Engine("contiguous", policy="contiguous")
 VLLM = Engine("vllm", tells="usage", kind="vllm", version="0.32.0", step_ms=6.5)
@@ -433,6 +437,39 @@ def demo_draft() -> RunDraft:
 
 
 @pytest.fixture(scope="session")
-def renamed() -> Callable[[Engine, str], Engine]:
-    """An engine under another name."""
-    return lambda engine, name: dataclasses.replace(engine, name=name)
+def demo_run(demo_draft: RunDraft, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of ``demo_draft``."""
+    return demo_draft.write(tmp_path_factory.mktemp("demo") / "run")
+
+
+@pytest.fixture(scope="session")
+def demo_page(demo_run: Path) -> str:
+    """The page of ``demo_draft``."""
+    return build_report(demo_run).read_text()
+
+
+@pytest.fixture(scope="session")
+def crowd_run(draft: Callable[..., RunDraft], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five engines, one with a hostile name, under four workloads; one cell INVALID, one with failures."""
+    sglang = dataclasses.replace(SGLANG, name=HOSTILE)
+    run = draft([PAGED, CONTIGUOUS, VLLM, LLAMA_CPP, sglang], workloads=list(LENGTHS), requests=24)
+    void = run.cell("vllm", "chat")
+    void.validity, void.reasons = "INVALID", ["requests left late: p99 141.0 ms after their planned time"]
+    spoilt = run.cell("llama.cpp", "agents")
+    for row in run.tables.requests:
+        if row["cell_id"] == spoilt.cell_id and row["request_index"] < 3:
+            row |= {"ok": False, "error_class": "http_5xx", "error": f"500 {HOSTILE}", "t_first": None, "t_last": None}
+    spoilt.requests_ok, spoilt.requests_failed, spoilt.errors = spoilt.requests_ok - 3, 3, {"http_5xx": 3}
+    return run.write(tmp_path_factory.mktemp("crowd") / "run")
+
+
+@pytest.fixture(scope="session")
+def crowd_page(crowd_run: Path) -> str:
+    """The page of ``crowd_run``."""
+    return build_report(crowd_run).read_text()
+
+
+@pytest.fixture(scope="session")
+def hostile() -> str:
+    """A name that would run as a script if it were not escaped."""
+    return HOSTILE
