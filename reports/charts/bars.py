@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from reports.charts import scales
-from reports.charts.figure import Figure, Table, draw
+from reports.charts.figure import Figure, Table, drawn
 from reports.dataset import Dataset, Group, load_level, load_words
 from reports.metrics import Metric
 from reports.style import LEDGER, ON_LIVE, TEXT
@@ -65,7 +65,7 @@ def bar_figure(data: Dataset, groups: list[Group], metric: Metric, width: int) -
     told = "; ".join(f"{r['group']}, {r['engine']}: {r['text']}" for r in rows)
     description = f"{title} of each engine, {_direction(metric)}. {told}."
     shown = Table(["workload and load", "engine", "median", "lowest", "highest"], table)
-    return Figure(figure_id, title, description, draw(build, figure_id), [(title, shown)])
+    return drawn(figure_id, title, description, build, [(title, shown)])
 
 
 def _direction(metric: Metric) -> str:
@@ -148,7 +148,7 @@ def waste_figure(data: Dataset, groups: list[Group], width: int) -> Figure:
 
     told = "; ".join(f"{row['group']}, {row['engine']}: {row['text']}" for row in ends)
     description = f"Mean share of the KV pool by what its slots hold, per cent; waste is hatched. {told}."
-    return Figure("waste", title, description, draw(build, "waste"))
+    return drawn("waste", title, description, build)
 
 
 def _has_ledger(data: Dataset, group: Group) -> bool:
@@ -210,4 +210,4 @@ def level_figure(data: Dataset, workload: str, metric: Metric, width: int) -> Fi
     told = "; ".join(f"{r['engine']}: {metric.show(r['value'])}" for r in last)
     description = f"{metric.label} (up) against load (across), {_direction(metric)}. At the heaviest load: {told}."
     shown_table = Table(["load", "engine", "median", "lowest", "highest"], table)
-    return Figure(figure_id, title, description, draw(build, figure_id), [(metric.label, shown_table)], notes)
+    return drawn(figure_id, title, description, build, [(metric.label, shown_table)], notes)

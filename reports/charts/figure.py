@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from altair.utils.schemapi import debug_mode
 
-from reports.charts.svg import ChartsUnavailableError, render
+from reports.charts.svg import ChartError, render
 from reports.columns import Floats
 from reports.style import GRID, MUTED, TEXT
 
@@ -37,15 +37,24 @@ class Figure:
     notes: list[str] = field(default_factory=list)
 
 
-def draw(build: Any, figure_id: str) -> str:
-    """Call ``build()`` for an altair chart and draw it; empty when the chart libraries are not installed."""
+def drawn(
+    figure_id: str,
+    title: str,
+    description: str,
+    build: Callable[[], Any],
+    tables: Sequence[tuple[str, Table]] = (),
+    notes: Sequence[str] = (),
+) -> Figure:
+    """The figure of the altair chart that ``build()`` gives.  Where it cannot be drawn, a note says why."""
     # altair checks every piece against the Vega-Lite schema as it is made; once, at the end of the whole, is enough.
     with debug_mode(False):
         spec = build().configure(**config()).to_dict(validate=VALIDATE)
+    svg, problem = "", []
     try:
-        return render(spec, figure_id)
-    except ChartsUnavailableError:
-        return ""
+        svg = render(spec, figure_id)
+    except ChartError as error:
+        problem = [f"Not drawn: {error}. The data is not affected."]
+    return Figure(figure_id, title, description, svg, list(tables), [*notes, *problem])
 
 
 def config() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 
 from reports.charts import scales
-from reports.charts.figure import Figure, Table, draw
+from reports.charts.figure import Figure, Table, drawn
 from reports.columns import Floats, gaps, latency
 from reports.dataset import Dataset, Engine, Group
 from reports.style import MUTED, SLO
@@ -193,7 +193,7 @@ def _figure(
         for e, s in samples
     ]
     table = Table(["engine", "n", "min", *(f"p{100 * p:g}" for p in shares), "max"], rows)
-    return Figure(figure_id, title, description, draw(build, figure_id), [("Milliseconds", table)], notes)
+    return drawn(figure_id, title, description, build, [("Milliseconds", table)], notes)
 
 
 def _is_void(group: Group, label: str) -> bool:

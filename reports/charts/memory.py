@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 
 from reports.charts import scales
-from reports.charts.figure import Figure, Table, cells, draw
+from reports.charts.figure import Figure, Table, cells, drawn
 from reports.columns import Columns, Floats, pivot, thin
 from reports.dataset import Cell, Dataset, Group
 from reports.style import LEDGER, MUTED, POOL, TEXT, USAGE, LedgerWord
@@ -118,7 +118,7 @@ def memory_figure(data: Dataset, group: Group, width: int, end_s: float) -> Figu
     tables = [(f"{label}, % of the pool", _table(found)) for label, found in shown]
     means = "; ".join(f"{label}: {_means(found)}" for label, found in shown)
     description = f"Share of the KV pool by what its slots hold (up) over seconds (across). Means. {means}."
-    return Figure(figure_id, title, description, draw(build, figure_id), tables, notes)
+    return drawn(figure_id, title, description, build, tables, notes)
 
 
 def _strip(label: str, found: Stack, width: int, end_s: float, is_last: bool) -> scales.Layered:

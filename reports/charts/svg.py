@@ -24,20 +24,25 @@ _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
 
 
-class ChartsUnavailableError(RuntimeError):
-    """The chart libraries are not installed; the page is written without pictures."""
+class ChartError(RuntimeError):
+    """A chart that cannot be drawn; the page is written without it and shows this message."""
 
 
 def render(spec: dict[str, Any], prefix: str) -> str:
     """Draw a Vega-Lite specification; ``prefix`` makes the ids of the SVG unique within the page.
 
-    Returns markup that starts with ``<svg viewBox=... aria-hidden="true"``.  Raises :class:`ChartsUnavailableError`.
+    Returns markup that starts with ``<svg viewBox=... aria-hidden="true"``.  Raises :class:`ChartError`.
     """
     try:
         import vl_convert
     except ImportError as error:
-        raise ChartsUnavailableError("vl-convert-python is not installed") from error
-    return reduce(vl_convert.vegalite_to_svg(json.dumps(spec, allow_nan=False)), prefix)
+        raise ChartError("vl-convert-python is not installed (pip install 'pagedbench[report]')") from error
+    try:
+        svg = vl_convert.vegalite_to_svg(json.dumps(spec, allow_nan=False))
+    except ValueError as error:
+        first, _, rest = str(error).partition("\n")
+        raise ChartError(f"{first} {rest.partition(chr(10))[0]}".strip()) from error
+    return reduce(svg, prefix)
 
 
 def reduce(svg: str, prefix: str) -> str:

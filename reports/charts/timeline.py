@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 
 from reports.charts import scales
-from reports.charts.figure import Figure, Table, cells, draw
+from reports.charts.figure import Figure, Table, cells, drawn
 from reports.columns import Floats, event_rate, pivot, thin
 from reports.dataset import Cell, Dataset, Engine, Group
 from reports.style import SURFACE
@@ -111,7 +111,7 @@ def timeline_figure(data: Dataset, group: Group, width: int, end_s: float) -> Fi
         if name in strips
         for x, y in [strips[name]]
     ]
-    return Figure(figure_id, title, description, draw(build, figure_id), tables, notes)
+    return drawn(figure_id, title, description, build, tables, notes)
 
 
 def _strip(

@@ -473,3 +473,9 @@ def crowd_page(crowd_run: Path) -> str:
 def hostile() -> str:
     """A name that would run as a script if it were not escaped."""
     return HOSTILE
+
+
+@pytest.fixture(scope="session")
+def renamed() -> Callable[[Engine, str], Engine]:
+    """An engine under another name."""
+    return lambda engine, name: dataclasses.replace(engine, name=name)

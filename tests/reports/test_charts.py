@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pytest
 
@@ -156,10 +158,7 @@ def test_the_same_data_is_drawn_to_the_same_bytes(demo: Dataset) -> None:
 
 
 def test_without_the_drawing_library_the_page_has_its_tables(demo: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(*_: object) -> str:
-        raise svg.ChartsUnavailableError("not installed")
-
-    monkeypatch.setattr(figure, "render", absent)
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
     shown = latency.ttft_figure(demo, demo.groups[0], 360)
     assert shown.svg == ""
     assert shown.tables
@@ -167,6 +166,18 @@ def test_without_the_drawing_library_the_page_has_its_tables(demo: Dataset, monk
 
     text = page.render_page(demo, judge(demo))
     assert "Not drawn: vl-convert-python is not installed" in text
+
+
+def test_a_chart_that_fails_says_so_and_the_rest_stands(demo: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("json.dumps", lambda *a, **k: "{")
+    shown = figure.drawn("f", "t", "d", figure_of_nothing)
+    assert shown.svg == ""
+    assert shown.notes[0].startswith("Not drawn: ")
+    assert "\n" not in shown.notes[0]
+
+
+def figure_of_nothing() -> alt.Chart:
+    return alt.Chart(alt.InlineData(values=[{"x": 1}])).mark_point().encode(x="x:Q")
 
 
 def test_reduce_rounds_and_keeps_text_escaped() -> None:
