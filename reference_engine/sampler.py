@@ -3,9 +3,10 @@
 ::
 
     logits [S, V] --+-- plain greedy rows ------------------------------> argmax
-                    +-- the other rows, copied -- bias, penalties --+---> argmax        (temperature 0)
-                    |                                               +---> weights = exp((logit - max) / temperature)
-                    |                                                     min-p, top-k, top-p zero some of them
+                    +-- the other rows -- bias, penalties --+-----------> argmax        (temperature 0)
+                    |                                       |             weights = exp((logit - max) / temperature)
+                    |                                       +- filtered -> of the most likely tokens, if no others stay
+                    |                                       +- others ---> of all tokens
                     |                                                     one uniform number a row picks by inverse CDF
                     +-- log-softmax of the untouched logits (rows that asked for logprobs)
 
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor
 
 from reference_engine.filters import filter_weights
+from reference_engine.heads import can_settle, draw_from_head
 from reference_engine.logprobs import token_logprobs
 from reference_engine.outputs import TokenLogprob
 from reference_engine.penalties import edit_logits, needs_edit
-from reference_engine.request import Sequence
+from reference_engine.request import SamplingParams, Sequence
 from reference_engine.rng import uniforms
 
 FAULT = -1  # stands in the token list where a row's logits held no finite maximum
@@ -55,6 +57,7 @@ class Sampler:
     @torch.inference_mode()
     def sample(self, logits: Tensor, draws: list[Draw]) -> Sampled:
         """Draw one token for each of ``draws`` from ``logits [S, V]`` (float32; not changed)."""
+        logits = logits.contiguous()
         plain: list[int] = []
         other: list[int] = []
         for number, draw in enumerate(draws):
@@ -70,9 +73,10 @@ class Sampler:
         return Sampled(tokens, _chosen_logprobs(logits, draws, tokens))
 
     def _draw_others(self, logits: Tensor, draws: list[Draw]) -> list[int]:
-        work = logits[torch.tensor([draw.row for draw in draws], device=logits.device)]
         edited = [(row, draw.sequence) for row, draw in enumerate(draws) if needs_edit(draw.sequence)]
+        work = _rows(logits, [draw.row for draw in draws])
         if edited:
+            work = work.clone() if work is logits else work
             edit_logits(work, edited, self._eos_token_ids)
         hot = [row for row, draw in enumerate(draws) if draw.sequence.request.params.temperature > 0.0]
         if len(hot) == len(draws):
@@ -91,7 +95,7 @@ def _rows(logits: Tensor, rows: list[int]) -> Tensor:
     """The given rows; the tensor itself when they are all of its rows in order."""
     if rows == list(range(logits.shape[0])):
         return logits
-    return logits[torch.tensor(rows, device=logits.device)]
+    return logits.index_select(0, torch.tensor(rows, device=logits.device))
 
 
 def _lane(vocab: int) -> int:
@@ -115,18 +119,35 @@ def _greedy(logits: Tensor) -> list[int]:
 
 
 def _random(logits: Tensor, draws: list[Draw]) -> list[int]:
-    """Draw from ``logits [R, V]`` (overwritten) by temperature, filters, inverse CDF; ``FAULT`` as in ``_greedy``."""
+    """Draw from ``logits [R, V]`` by temperature, filters, inverse CDF; ``FAULT`` as in ``_greedy``."""
     params = [draw.sequence.request.params for draw in draws]
-    top = logits.amax(-1, keepdim=True)
-    temperature = torch.tensor([[p.temperature] for p in params], dtype=logits.dtype, device=logits.device)
+    device = logits.device
+    unit = torch.from_numpy(
+        uniforms([p.seed or 0 for p in params], [d.index for d in draws], [d.sequence.known for d in draws])
+    ).to(device)
+    temperature = torch.tensor([[p.temperature] for p in params], dtype=logits.dtype, device=device)
+    tokens = torch.full((len(draws),), FAULT, device=device)
+    settled = torch.zeros(len(draws), dtype=torch.bool, device=device)
+    tried = [row for row, p in enumerate(params) if can_settle(p)]
+    if tried:
+        some = torch.tensor(tried, device=device)
+        head = draw_from_head(_rows(logits, tried), [params[row] for row in tried], temperature[some], unit[some])
+        tokens[some], settled[some] = head.tokens, head.settled
+    rest: list[int] = (~settled).nonzero().squeeze(1).tolist() if tried else list(range(len(draws)))
+    if rest:
+        some = torch.tensor(rest, device=device)
+        chosen = logits.index_select(0, some)
+        tokens[some] = _draw_from_all(chosen, [params[row] for row in rest], temperature[some], unit[some])
+    # A NaN anywhere makes the maximum NaN, so a faulty row is known whichever way it went.
+    return tokens.masked_fill_(~logits.amax(-1).isfinite(), FAULT).tolist()
+
+
+def _draw_from_all(logits: Tensor, params: list[SamplingParams], temperature: Tensor, unit: Tensor) -> Tensor:
+    """One token per row of ``logits [R, V]`` (overwritten), int64 [R]."""
     # The maximum goes first: then no temperature, however small, can overflow.
-    weights = logits.sub_(top).div_(temperature).exp_()
+    weights = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature).exp_()
     filter_weights(weights, params)
-    unit = uniforms(
-        [p.seed or 0 for p in params], [draw.index for draw in draws], [draw.sequence.known for draw in draws]
-    )
-    tokens = _inverse_cdf(weights, torch.from_numpy(unit).to(logits.device))
-    return tokens.masked_fill_(~top.squeeze(1).isfinite(), FAULT).tolist()
+    return _inverse_cdf(weights, unit)
 
 
 def _inverse_cdf(weights: Tensor, unit: Tensor) -> Tensor:
