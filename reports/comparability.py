@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from harness.results.schema import CellSummary
-from reports.dataset import Dataset, Engine, Group
-from reports.words import count, listing
+import numpy as np
+
+from reports.dataset import Cell, Dataset, Engine, Group
+from reports.words import listing, percent
 
 # Names that engines give to one element type.
 _DTYPES = {
@@ -32,8 +33,8 @@ def differences(data: Dataset) -> list[str]:
     ]
     for group in data.groups:
         found += _requests(group)
-        found += _tokens(group, "prompt", lambda cell: cell.prompt_tokens)
-        found += _tokens(group, "output", lambda cell: cell.output_tokens)
+        found += _tokens(group, "prompt", "prompt_tokens")
+        found += _tokens(group, "output", "output_tokens")
     return found
 
 
@@ -70,19 +71,24 @@ def _requests(group: Group) -> list[str]:
     return [f"The requests differ between the cells of {group.title}."] if len(digests) > 1 else []
 
 
-def _tokens(group: Group, what: str, read: Callable[[CellSummary], float | None]) -> list[str]:
-    """Token totals a request, which must be equal when the same requests were served to their planned length."""
-    means = {}
-    for label in group.cells:
-        pairs = [
-            (value, cell.summary.requests_ok)
-            for cell in group.valid(label)
-            if cell.summary is not None and (value := read(cell.summary)) is not None
-        ]
-        served = sum(n for _, n in pairs)
-        if served:
-            means[label] = sum(value for value, _ in pairs) / served
-    if len(means) < 2 or max(means.values()) <= (1 + TOKEN_TOLERANCE) * min(means.values()):
+def _tokens(group: Group, what: str, column: str) -> list[str]:
+    """Token counts on the requests that every engine answered; they are equal when the same work was done."""
+    counts = {label: _by_request(cells[0], column) for label in group.cells if (cells := group.valid(label))}
+    counts = {label: found for label, found in counts.items() if found}
+    common = set.intersection(*(set(found) for found in counts.values())) if counts else set()
+    totals = {label: sum(found[index] for index in common) for label, found in counts.items()}
+    most, least = max(totals, key=totals.__getitem__, default=""), min(totals, key=totals.__getitem__, default="")
+    if not common or totals[most] <= (1 + TOKEN_TOLERANCE) * totals[least]:
         return []
-    told = listing([f"{count(round(value, 1))} ({label})" for label, value in means.items()])
-    return [f"Mean {what} tokens a request differ under {group.title}: {told}."]
+    more = f"{percent(totals[most] / totals[least] - 1)} more" if totals[least] > 0 else "more"
+    return [f"The same requests came to {more} {what} tokens on {most} than on {least} ({group.title})."]
+
+
+def _by_request(cell: Cell, column: str) -> dict[int, float]:
+    """The token counts of the requests that succeeded; empty where one of them is not known."""
+    rows = cell.tables.requests.rows(cell.info.cell_id, ("request_index", column, "ok", "warmup"))
+    counted = rows["ok"].astype(bool) & ~rows["warmup"].astype(bool)
+    tokens = rows[column][counted].astype(np.float64)
+    if not np.isfinite(tokens).all():
+        return {}
+    return dict(zip(rows["request_index"][counted].astype(np.int64).tolist(), tokens.tolist(), strict=True))

@@ -65,7 +65,7 @@ def ttft_figure(data: Dataset, group: Group, width: int) -> Figure:
     marks = [{"engine": e.label, "x": quantile(s, 0.5), "y": 0.5} for e, s in samples]
     figure_id = f"ttft-{data.groups.index(group)}"
     low, high = _range(samples)
-    scale, axis = scales.milliseconds(low, high)
+    scale, axis = scales.milliseconds(low, high, width - scales.MARGIN, 52)
 
     def build() -> scales.Layered:
         x = alt.X("x:Q", scale=scale, axis=axis)
@@ -94,7 +94,7 @@ def itl_figure(data: Dataset, group: Group, width: int) -> Figure:
         ]
     figure_id = f"itl-{data.groups.index(group)}"
     low, high = min((r["y"] for r in rows), default=0.0), max((r["y"] for r in rows), default=0.0)
-    scale, axis = scales.milliseconds(max(low, 1e-3), high)
+    scale, axis = scales.milliseconds(max(low, 1e-3), high, HEIGHT, 20)
     ticks = [0, *(-float(np.log10(1 - p)) for p in (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999))]
     scales.side_title(axis)
 

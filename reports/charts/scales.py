@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import altair as alt
@@ -55,10 +57,22 @@ def is_wide(low: float, high: float) -> bool:
     return low > 0 and high / low > LOG_SPREAD
 
 
-def milliseconds(low: float, high: float) -> tuple[alt.Scale, alt.Axis]:
-    """Scale and axis of a latency; its title says so when it is logarithmic."""
+def log_ticks(low: float, high: float, pixels: int, label: int) -> list[float]:
+    """Round values on a log axis of this length whose labels, ``label`` px each, do not touch."""
+    decades = math.log10(high / low)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        closest = min(math.log10(b / a) for a, b in pairwise((*steps, 10)))
+        if closest / decades * pixels >= label:
+            break
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    return [round(tick, 9) for tick in ticks if low <= tick <= high]
+
+
+def milliseconds(low: float, high: float, pixels: int, label: int) -> tuple[alt.Scale, alt.Axis]:
+    """Scale and axis of a latency, ``pixels`` long; its title says so when it is logarithmic."""
     if is_wide(low, high):
-        axis = alt.Axis(title="ms (log axis)", format=",~r", tickCount=5, labelOverlap="greedy", labelSeparation=8)
+        axis = alt.Axis(title="ms (log axis)", format=",~r", values=log_ticks(low, high, pixels, label))
         return alt.Scale(type="log", nice=False), axis
     return alt.Scale(zero=True, nice=True), alt.Axis(title="ms", format=",f", tickCount=5)
 

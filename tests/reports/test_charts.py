@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from reports import page
-from reports.charts import bars, figure, latency, memory, svg, timeline
+from reports.charts import bars, figure, latency, memory, scales, svg, timeline
 from reports.charts.figure import Figure
 from reports.dataset import Dataset, Group, load_dataset
 from reports.metrics import RUNNING, THROUGHPUT, TTFT
@@ -178,6 +178,16 @@ def test_a_chart_that_fails_says_so_and_the_rest_stands(demo: Dataset, monkeypat
 
 def figure_of_nothing() -> alt.Chart:
     return alt.Chart(alt.InlineData(values=[{"x": 1}])).mark_point().encode(x="x:Q")
+
+
+@pytest.mark.parametrize("high", [50.0, 800.0, 3e4, 2e7])
+def test_log_ticks_are_round_inside_and_apart(high: float) -> None:
+    ticks = scales.log_ticks(1.3, high, 300, 52)
+    assert all(1.3 <= tick <= high for tick in ticks)
+    assert {f"{tick:e}"[0] for tick in ticks} <= {"1", "2", "3", "5"}
+    places = 300 * np.log10(np.array(ticks) / 1.3) / np.log10(high / 1.3)
+    assert np.all(np.diff(places) >= (52 if high < 1e6 else 0))
+    assert ticks
 
 
 def test_reduce_rounds_and_keeps_text_escaped() -> None:

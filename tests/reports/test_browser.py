@@ -1,0 +1,209 @@
+"""The page in a real browser with the network off: nothing fetched, nothing logged, nothing clipped or overlapping."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None or CHROMEDRIVER is None, reason="chromium and chromedriver are not installed"),
+]
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--proxy-server=127.0.0.1:9",  # nobody listens there: the network is off
+]
+
+# Texts of one chart that lie on each other by more than a pixel or two, or outside of their chart.
+TEXT_DEFECTS = """
+const defects = [];
+for (const svg of document.querySelectorAll('.plot svg')) {
+  const frame = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll('text')].map(t => ({t: t.textContent, r: t.getBoundingClientRect()}));
+  for (const {t, r} of texts)
+    if (r.left < frame.left - 2 || r.right > frame.right + 2 || r.top < frame.top - 2 || r.bottom > frame.bottom + 2)
+      defects.push(`${svg.closest('figure').id}: "${t}" is clipped`);
+  for (let i = 0; i < texts.length; i++)
+    for (let j = i + 1; j < texts.length; j++) {
+      const a = texts[i].r, b = texts[j].r;
+      const w = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      if (w > 1 && h > 3) defects.push(`${svg.closest('figure').id}: "${texts[i].t}" lies on "${texts[j].t}"`);
+    }
+}
+return defects;
+"""
+
+# WCAG contrast of every class of text against what is painted behind it.
+CONTRAST = """
+const lum = c => {
+  const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ratio = (a, b) => { const [x, y] = [lum(a), lum(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
+const back = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+  if (!/, 0\\)$/.test(c)) return c; } return 'rgb(255, 255, 255)'; };
+const low = [];
+for (const e of document.querySelectorAll('h1, h2, p, a, dt, dd, th, td, summary, small, .badge, li, pre')) {
+  if (!e.textContent.trim() || !e.getClientRects().length) continue;
+  const r = ratio(getComputedStyle(e).color, back(e));
+  if (r < 4.5) low.push(`${e.tagName} "${e.textContent.trim().slice(0, 30)}" ${r.toFixed(2)}`);
+}
+for (const e of document.querySelectorAll('.plot path[class^="k-s"], .plot path[class^="f-s"], .tile .bar i')) {
+  const s = getComputedStyle(e), c = e.tagName === 'I' ? s.backgroundColor : s.stroke !== 'none' ? s.stroke : s.fill;
+  const r = ratio(c, back(e.closest('figure, .tile')));
+  if (r < 3) low.push(`mark ${e.getAttribute('class')} ${c} ${r.toFixed(2)}`);
+}
+return [...new Set(low)];
+"""
+
+
+class Page:
+    """One browser that shows pages from disk."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def show(self, path: Path, width: int = 1280, height: int = 720, scheme: str = "light") -> None:
+        """Open ``path`` in a window of this size and colour scheme; the logs start anew."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        self.driver.get("about:blank")
+        self.driver.get_log("performance")
+        self.driver.get_log("browser")
+        self.driver.get(path.as_uri())
+
+    def run(self, script: str) -> Any:
+        return self.driver.execute_script(script)
+
+    def requests(self) -> list[str]:
+        """Addresses asked for since the page was opened."""
+        messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
+        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=CHROMEDRIVER))
+    try:
+        yield Page(driver)
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(scope="module", params=["demo", "crowd"])
+def page(request: pytest.FixtureRequest) -> Path:
+    """Two engines under three workloads; five engines under four, one name hostile."""
+    request.getfixturevalue(f"{request.param}_page")
+    run: Path = request.getfixturevalue(f"{request.param}_run")
+    return run / "report.html"
+
+
+def test_nothing_is_fetched_and_nothing_is_logged(browser: Page, page: Path) -> None:
+    browser.show(page)
+    assert browser.driver.get_log("browser") == []
+    assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
+    assert browser.run("return document.scripts.length") == 0
+
+
+def test_the_first_screen_holds_the_answer(browser: Page, page: Path) -> None:
+    browser.show(page, 1280, 720)
+    bottoms = browser.run(
+        "return ['h1', '.badge', '.points', '.tile:last-child', '.print-line']"
+        ".map(s => [s, document.querySelector(s).getBoundingClientRect().bottom])"
+    )
+    assert [(name, bottom) for name, bottom in bottoms if bottom > 720] == []
+    assert browser.run("return document.querySelectorAll('.tile').length") == 6
+
+
+@pytest.mark.parametrize("width", [1280, 800, 390])
+def test_nothing_sticks_out_at_any_width(browser: Page, page: Path, width: int) -> None:
+    browser.show(page, width, 900)
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_no_text_of_a_chart_is_clipped_or_overlapped(browser: Page, page: Path) -> None:
+    browser.show(page)
+    assert browser.run("return document.querySelectorAll('.plot svg text').length") > 100
+    assert browser.run(TEXT_DEFECTS) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_marks_have_contrast(browser: Page, page: Path, scheme: str) -> None:
+    browser.show(page, scheme=scheme)
+    dark = browser.run("return getComputedStyle(document.documentElement).backgroundColor") != "rgb(247, 248, 249)"
+    assert dark == (scheme == "dark")
+    assert browser.run(CONTRAST) == []
+
+
+def test_the_comparison_fits_a_desktop(browser: Page, demo_run: Path, demo_page: str) -> None:
+    browser.show(demo_run / "report.html")
+    width, room = browser.run(
+        "const e = document.querySelector('#compare .scroll'); return [e.scrollWidth, e.clientWidth]"
+    )
+    assert width <= room
+
+
+def test_the_page_can_be_used_with_the_keyboard(browser: Page, demo_run: Path, demo_page: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.show(demo_run / "report.html")
+    focused = browser.driver.switch_to.active_element
+    focused.send_keys(Keys.TAB)
+    assert browser.run("return document.activeElement.className") == "skip"
+    assert browser.run("return document.activeElement.getBoundingClientRect().left") >= 0
+    summary = browser.driver.find_element("css selector", "figure summary")
+    browser.run("document.querySelector('figure summary').focus()")
+    summary.send_keys(Keys.ENTER)
+    assert browser.run("return document.querySelector('figure details').open") is True
+    reachable = browser.run("return [...document.querySelectorAll('.scroll')].every(e => e.tabIndex === 0)")
+    assert reachable is True
+
+
+def test_it_prints_on_a4(browser: Page, demo_run: Path, demo_page: str) -> None:
+    browser.show(demo_run / "report.html", scheme="dark")
+    options = {"printBackground": True, "preferCSSPageSize": True}
+    pdf = base64.b64decode(browser.driver.execute_cdp_cmd("Page.printToPDF", options)["data"])
+    assert 2 <= len(re.findall(rb"/Type\s*/Page[^s]", pdf)) <= 6
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
+    )
+    try:
+        browser.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 703, "height": 1000, "deviceScaleFactor": 1, "mobile": False},
+        )
+        assert browser.run("return document.documentElement.scrollWidth") <= 703
+        assert browser.run("return getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+        assert browser.run(TEXT_DEFECTS) == []
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
