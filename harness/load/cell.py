@@ -38,7 +38,8 @@ class CellPlan:
 
     ``warmup`` requests come first and flow into the measured ones without a pause; their indices are negative.  With
     ``arrivals_ns`` there is one offset for each request that waits for no other, warm-up included.  ``duration_s``
-    stops a closed loop that long after the first measured request.
+    stops a closed loop that long after the first measured request; ``is_pool`` says that the number of requests was
+    only a guess at what that takes.
     """
 
     cell_id: str
@@ -47,11 +48,12 @@ class CellPlan:
     requests: tuple[RequestSpec, ...]
     arrivals_ns: tuple[int, ...] | None = None
     duration_s: float | None = None
+    is_pool: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CellOutcome:
-    """How a cell ended.  ``ran_dry``: a duration was asked and the requests ran out before it."""
+    """How a cell ended.  ``ran_dry``: a duration was asked and the pool of requests ran out before it."""
 
     t_start: int
     t_end: int
@@ -114,7 +116,7 @@ class CellRun:
             t_start=self._t_start or monotonic_ns(),
             t_end=monotonic_ns(),
             status="failed" if failed else "interrupted" if interrupted else "complete",
-            ran_dry=plan.duration_s is not None and plan.load.mode == "closed" and sent_all and not self._timed_out,
+            ran_dry=plan.is_pool and sent_all and not self._timed_out,
         )
 
     async def _release(self) -> bool:

@@ -55,10 +55,12 @@ class EngineAsked(PlanModel):
 
 
 class WorkloadAsked(PlanModel):
-    """A workload by name with its parameters."""
+    """A workload by name with its parameters.  ``num_requests`` or ``rounds`` here win over the plan's own number."""
 
     name: str
     parameters: dict[str, Any] = Field(default_factory=dict)
+    num_requests: int | None = Field(default=None, ge=1)  # of each cell
+    rounds: int | None = Field(default=None, ge=1)  # requests for each slot of a closed loop
 
     @model_validator(mode="before")
     @classmethod

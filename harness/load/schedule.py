@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from harness.load.plan import RunPlan, workload_parameters
+from harness.load.plan import RunPlan, WorkloadAsked, workload_parameters
 from harness.results.schema import LoadInfo, WorkloadInfo
 from workloads.arrivals import poisson_arrivals
 from workloads.request import Load, RequestSpec, digest
@@ -35,6 +35,7 @@ class Schedule:
     requests: tuple[RequestSpec, ...]
     arrivals_ns: tuple[int, ...] | None  # warm-up included
     duration_s: float | None
+    is_pool: bool  # the number of requests is a guess at what the duration takes
 
     @property
     def load_info(self) -> LoadInfo:
@@ -59,7 +60,10 @@ def build_schedules(plan: RunPlan, counter: TokenCounter, max_model_len: int | N
             seen[label] = seen.get(label, 0) + 1
             key = label if seen[label] == 1 else f"{label}.{seen[label]}"
             for repeat in range(plan.repeats):
-                yield build_schedule(f"{key}.{repeat}", workload, load, repeat, plan, counter, max_model_len)
+                number, is_pool = number_of_requests(plan, asked, load)
+                yield build_schedule(
+                    f"{key}.{repeat}", workload, load, repeat, number, is_pool, plan, counter, max_model_len
+                )
 
 
 def build_schedule(
@@ -67,20 +71,25 @@ def build_schedule(
     workload: Workload,
     load: Load,
     repeat: int,
+    number: int | None,
+    is_pool: bool,
     plan: RunPlan,
     counter: TokenCounter,
     max_model_len: int | None,
 ) -> Schedule:
-    """One schedule.  Repeats ask different things, so that none finds its prompts in a cache that the last one filled;
-    warm-up prompts are new in every run, so that they warm no measured one."""
+    """One schedule of ``number`` requests (None: as many as arrive in the plan's duration).
+
+    Repeats ask different things, so that none finds its prompts in a cache that the last one filled; warm-up prompts
+    are new in every run, so that they warm no measured one.
+    """
     seed = derive_seed(plan.seed, key)
     arrivals = None
     if load.mode == "poisson":
         assert load.rate is not None
-        count = plan.num_requests or (MIN_REQUESTS if plan.duration is None else None)
-        arrivals = poisson_arrivals(load.rate, seed, count=count, duration_s=plan.duration)
-    count = len(arrivals) if arrivals is not None else closed_loop_requests(plan, load)
-    requests = workload.requests(count, seed, counter, max_model_len)
+        arrivals = poisson_arrivals(load.rate, seed, count=number, duration_s=plan.duration)
+        number = len(arrivals)
+    assert number is not None
+    requests = workload.requests(number, seed, counter, max_model_len)
     if arrivals is not None:
         arrivals = arrivals[: sum(request.after is None for request in requests)]
     warmup: tuple[RequestSpec, ...] = ()
@@ -98,16 +107,22 @@ def build_schedule(
     )
     if arrivals is not None and warmup:
         arrivals = prepend_arrivals(warmup, arrivals, load)
-    return Schedule(key, info, load, repeat, warmup, requests, arrivals, plan.duration)
+    return Schedule(key, info, load, repeat, warmup, requests, arrivals, plan.duration, is_pool)
 
 
-def closed_loop_requests(plan: RunPlan, load: Load) -> int:
-    """How many requests to plan for a closed loop."""
-    if plan.num_requests is not None:
-        return plan.num_requests
-    assert load.concurrency is not None
+def number_of_requests(plan: RunPlan, asked: WorkloadAsked, load: Load) -> tuple[int | None, bool]:
+    """How many requests to plan, None where the duration alone counts the arrivals; and whether that is a guess."""
+    number = asked.num_requests or (None if asked.rounds else plan.num_requests)
+    if number is not None:
+        return number, False
+    if load.concurrency is None:
+        return (MIN_REQUESTS if plan.duration is None else None), False
+    if asked.rounds is not None:
+        return asked.rounds * load.concurrency, False
     rounds = max(MIN_REQUESTS, ROUNDS * load.concurrency)
-    return rounds if plan.duration is None else max(rounds, math.ceil(plan.duration * POOL_RATE))
+    if plan.duration is None:
+        return rounds, False
+    return max(rounds, math.ceil(plan.duration * POOL_RATE)), True
 
 
 def shift(request: RequestSpec, by: int) -> RequestSpec:

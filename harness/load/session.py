@@ -194,6 +194,7 @@ class Session:
             requests=schedule.requests,
             arrivals_ns=schedule.arrivals_ns,
             duration_s=schedule.duration_s,
+            is_pool=schedule.is_pool,
         )
         run = CellRun(plan, client, engine.dialect, self._writer)
         scraper = None

@@ -5,8 +5,9 @@ p95 from 40, p99 from 200.
 
 The **measured window** runs from the first measured request to the moment from which the load could no longer be
 kept up: in a closed loop the first end that no new request followed, with planned arrivals the last of them.  Where
-that is less than half of the cell, the window is the whole cell.  Tokens are counted in it by the arrival of their
-chunks, so that numerator and denominator speak of the same time.
+there is no such stretch worth the name (fewer than two requests a slot, or arrivals over less than half of the cell),
+the window is the whole cell.  Tokens are counted in it by the arrival of their chunks, so that numerator and
+denominator speak of the same time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from harness.results.series import Floats
 from harness.results.validity import judge
 
 MIN_BEYOND = 2
+ROUNDS_FOR_A_WINDOW = 2
 NS_PER_MS = 1e6
 NS_PER_S = 1e9
 
@@ -69,11 +71,11 @@ def measured_window(data: CellData) -> tuple[int, int] | None:
     done = data.column("t_done")[sent]
     end = float(np.nanmax(done)) if not np.isnan(done).all() else last_send
     after = done[done >= last_send]
-    loaded_end = float(after.min()) if after.size else end
-    if data.info.load.mode == "poisson":
-        loaded_end = last_send
-    if loaded_end - start < (end - start) / 2:
-        loaded_end = end
+    concurrency = data.info.load.concurrency
+    if concurrency is None:
+        loaded_end = last_send if last_send - start >= (end - start) / 2 else end
+    else:
+        loaded_end = float(after.min()) if after.size and sent.sum() >= ROUNDS_FOR_A_WINDOW * concurrency else end
     return round(start), max(round(start) + 1, round(loaded_end))
 
 
