@@ -19,7 +19,8 @@ class StepLogits:
     """What a step computed, fp32 on the runner's device.
 
     sampled   [S, V]: the last row of every plan sequence with ``num_samples > 0``, in plan order
-    prompt    seq_id -> [query_len, V] for sequences with ``prompt_logprobs``; row i scores the token after the slice's i-th
+    prompt    seq_id -> [query_len, V] for sequences with ``prompt_logprobs``; row i scores the token after the
+    slice's i-th
     """
 
     sampled: Tensor

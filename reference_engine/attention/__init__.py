@@ -1,6 +1,7 @@
 """Attention backends by name.
 
-``naive`` is the fp32 oracle, ``gather`` the CPU production backend, ``triton`` the CUDA one (imported only when asked for).
+``naive`` is the fp32 oracle, ``gather`` the CPU production backend, ``triton`` the CUDA one (imported only when asked
+for).
 """
 
 from __future__ import annotations

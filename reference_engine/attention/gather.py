@@ -1,16 +1,18 @@
-"""The CPU backend: gather each sequence's K/V through its block table, then one fused softmax-attention call.
+"""The CPU backend: K/V are read through slot indices that are made once a step and serve every layer.
 
-Two shapes of work, both without repeating K/V heads: the ``Hq / Hkv`` query heads that share a K/V head are folded into the query
-length, so that a decode is a batch of ``[group, D] x [D, seq_len]`` products.
+Two shapes of work, both without repeating K/V heads: the ``Hq / Hkv`` query heads that share a K/V head are a
+dimension of their own.
 
 ::
 
-    decodes (query_len 1)   together, padded to the longest    [B, Hkv, group, D]  x  [B, Hkv, L, D]
-    prefill chunks          one sequence at a time             [Hkv, group, q, D]  x  [Hkv, 1, L, D] (broadcast)
+    decodes (query_len 1)   all together            fp32: no copy of K/V at all, see sparse_decode.py
+                                                    else: gathered, padded to the longest, [B, Hkv, group, D] x [B,
+                                                    Hkv, L, D] prefill chunks          one sequence at a time  [Hkv,
+                                                    group, q, D] x [Hkv, 1, L, D] (broadcast over the group)
 
-What is read is decided by slot index alone and computed once a step, not once a layer.  An index past a sequence's end is never made
-from the table: padding points at the sequence's first attended slot, which holds finite data, and is masked.  A sequence whose slots
-are one ascending run is read in place, as a view.
+A slot index is only ever made from a position inside the sequence.  Padding points at the sequence's first attended
+slot, which holds finite data, and is masked; so garbage in slots that no position covers cannot reach a result.  A
+chunk whose slots are one ascending run is read in place, as a view.
 """
 
 from __future__ import annotations
@@ -19,53 +21,56 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from reference_engine.attention.base import AttentionMetadata, KVCacheLayer
-
-MASKED = float("-inf")
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Decodes computed together: flat rows (None = all rows of the step), slots ``[B * L]``, additive mask ``[B, 1, 1, L]``."""
-
-    rows: Tensor | None
-    slots: Tensor
-    mask: Tensor | None
-    count: int
+from reference_engine.attention.sparse_decode import SparseDecode
 
 
 @dataclass(frozen=True, slots=True)
-class _Single:
-    """One sequence: its flat rows, where its K/V lie (a run start or slots), additive mask ``[q, L]`` or None, causal or not."""
+class _Chunk:
+    """A prefill chunk: its flat rows, where its ``length`` attended slots lie, the additive mask ``[q, length]``."""
 
     first_row: int
     query_len: int
-    run_start: int | None
-    slots: Tensor | None
     length: int
+    run_start: int | None  # the slots are run_start .. run_start + length - 1
+    slots: Tensor | None  # or these, int64 [length]
     mask: Tensor | None
     is_causal: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _StepPlan:
-    batches: tuple[_Batch, ...]
-    singles: tuple[_Single, ...]
+class _PaddedDecodes:
+    """Decodes that are gathered: slots int64 ``[B * L]``, additive mask ``[B, 1, 1, L]`` (None: lengths are equal)."""
+
+    count: int
+    slots: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Everything about a step that all layers with the same window share."""
+
+    decode_rows: Tensor | None  # flat rows of the decodes; None = the first num_decodes rows
+    num_decodes: int
+    decodes: SparseDecode | _PaddedDecodes | None
+    chunks: tuple[_Chunk, ...]
 
 
 class GatherAttention:
-    """Holds the index tensors of the current step, so one instance serves one runner."""
+    """Holds the current step's indices and two scratch buffers, so one instance serves one runner."""
 
     name = "gather"
 
     def __init__(self) -> None:
         self._meta: AttentionMetadata | None = None
-        self._plans: dict[int | None, _StepPlan] = {}
+        self._indices: dict[int | None, _Index] = {}
         self._stored_rows: Tensor | None = None
-        self._stored_slots: Tensor | None = None
+        self._stored_slots = torch.empty(0, dtype=torch.int64)
+        self._scratch: dict[str, Tensor] = {}
 
     def forward(
         self,
@@ -84,144 +89,154 @@ class GatherAttention:
             self._begin_step(meta)
         flat_key, flat_value = cache.key.flatten(0, 1), cache.value.flatten(0, 1)
         self._store(key, value, flat_key, flat_value)
-        plan = self._plans.get(window)
-        if plan is None:
-            plan = self._plans[window] = _plan_step(meta, window)
-        if len(plan.batches) == 1 and not plan.singles and plan.batches[0].rows is None:
-            return _decode_batch(query, plan.batches[0], flat_key, flat_value, scale, soft_cap)
+        index = self._indices.get(window)
+        if index is None:
+            index = self._indices[window] = _index_step(meta, window, query, flat_key)
+        if index.decodes is not None and not index.chunks:
+            return self._decode(query, index, flat_key, flat_value, scale, soft_cap)
         result = torch.empty_like(query)
-        for batch in plan.batches:
-            rows = query if batch.rows is None else query.index_select(0, batch.rows)
-            part = _decode_batch(rows, batch, flat_key, flat_value, scale, soft_cap)
-            if batch.rows is None:
-                result.copy_(part)
-            else:
-                result.index_copy_(0, batch.rows, part)
-        for single in plan.singles:
-            rows = query[single.first_row : single.first_row + single.query_len]
-            part = _attend_single(rows, single, flat_key, flat_value, scale, soft_cap)
-            result[single.first_row : single.first_row + single.query_len] = part
+        for chunk in index.chunks:
+            rows = slice(chunk.first_row, chunk.first_row + chunk.query_len)
+            result[rows] = self._attend_chunk(query[rows], chunk, flat_key, flat_value, scale, soft_cap)
+        if index.decode_rows is not None:
+            rows_of = query.index_select(0, index.decode_rows)
+            attended = self._decode(rows_of, index, flat_key, flat_value, scale, soft_cap)
+            result.index_copy_(0, index.decode_rows, attended)
+        elif index.decodes is not None:
+            first = query[: index.num_decodes]
+            result[: index.num_decodes] = self._decode(first, index, flat_key, flat_value, scale, soft_cap)
         return result
 
     def _begin_step(self, meta: AttentionMetadata) -> None:
         self._meta = meta
-        self._plans = {}
+        self._indices = {}
         keep = meta.slot_mapping >= 0
         has_padding = not bool(keep.all())
         self._stored_rows = keep.nonzero().squeeze(1) if has_padding else None
         self._stored_slots = meta.slot_mapping[keep] if has_padding else meta.slot_mapping
 
     def _store(self, key: Tensor, value: Tensor, flat_key: Tensor, flat_value: Tensor) -> None:
-        assert self._stored_slots is not None
         if self._stored_rows is not None:
             key, value = key.index_select(0, self._stored_rows), value.index_select(0, self._stored_rows)
         flat_key.index_copy_(0, self._stored_slots, key.to(flat_key.dtype))
         flat_value.index_copy_(0, self._stored_slots, value.to(flat_value.dtype))
 
+    def _gathered(self, name: str, flat: Tensor, slots: Tensor) -> Tensor:
+        """Rows of ``flat`` at ``slots``, in a buffer that is kept: fresh pages cost more than the copy."""
+        buffer = self._scratch.get(name)
+        if (
+            buffer is None
+            or buffer.shape[0] < slots.numel()
+            or buffer.shape[1:] != flat.shape[1:]
+            or buffer.dtype != flat.dtype
+        ):
+            buffer = self._scratch[name] = flat.new_empty((slots.numel() * 5 // 4 + 1, *flat.shape[1:]))
+        return torch.index_select(flat, 0, slots, out=buffer[: slots.numel()])
 
-def _plan_step(meta: AttentionMetadata, window: int | None) -> _StepPlan:
+    def _decode(
+        self, query: Tensor, index: _Index, flat_key: Tensor, flat_value: Tensor, scale: float, soft_cap: float | None
+    ) -> Tensor:
+        """``query [B, Hq, D]``, one row a sequence -> ``[B, Hq, D]``."""
+        if isinstance(index.decodes, SparseDecode):
+            return index.decodes.attend(query, flat_key, flat_value, scale, soft_cap)
+        assert index.decodes is not None
+        padded, (kv_heads, dim) = index.decodes, flat_key.shape[1:]
+        shape = (padded.count, -1, kv_heads, dim)
+        keys = self._gathered("key", flat_key, padded.slots).view(shape).transpose(1, 2)
+        values = self._gathered("value", flat_value, padded.slots).view(shape).transpose(1, 2)
+        grouped = query.reshape(padded.count, kv_heads, -1, dim)
+        return _attend(grouped, keys, values, padded.mask, False, scale, soft_cap).reshape(query.shape)
+
+    def _attend_chunk(
+        self, query: Tensor, chunk: _Chunk, flat_key: Tensor, flat_value: Tensor, scale: float, soft_cap: float | None
+    ) -> Tensor:
+        """``query [q, Hq, D]`` -> ``[q, Hq, D]``."""
+        kv_heads, dim = flat_key.shape[1:]
+        if chunk.slots is None:
+            assert chunk.run_start is not None
+            keys = flat_key.narrow(0, chunk.run_start, chunk.length)
+            values = flat_value.narrow(0, chunk.run_start, chunk.length)
+        else:
+            keys = self._gathered("key", flat_key, chunk.slots)
+            values = self._gathered("value", flat_value, chunk.slots)
+        group = query.shape[1] // kv_heads
+        grouped = query.unflatten(1, (kv_heads, group)).permute(1, 2, 0, 3)
+        shape = (kv_heads, group, chunk.length, dim)
+        keys, values = (t.transpose(0, 1)[:, None].expand(shape) for t in (keys, values))
+        attended = _attend(grouped, keys, values, chunk.mask, chunk.is_causal, scale, soft_cap)
+        return attended.permute(2, 0, 1, 3).reshape(query.shape)
+
+
+def _index_step(meta: AttentionMetadata, window: int | None, query: Tensor, flat_key: Tensor) -> _Index:
     tables = meta.block_tables.numpy()
-    starts = np.concatenate(([0], np.cumsum(meta.query_lens)))
-    decodes = [i for i, q in enumerate(meta.query_lens) if q == 1]
-    batches: list[_Batch] = []
-    singles = [_plan_single(meta, tables[i], i, int(starts[i]), window) for i, q in enumerate(meta.query_lens) if q > 1]
-    if len(decodes) == 1:
-        singles.append(_plan_single(meta, tables[decodes[0]], decodes[0], int(starts[decodes[0]]), window))
-    elif decodes:
-        batches.append(_plan_batch(meta, tables, decodes, starts, window))
-    return _StepPlan(tuple(batches), tuple(singles))
+    query_lens = np.asarray(meta.query_lens, dtype=np.int64)
+    seq_lens = np.asarray(meta.seq_lens_list, dtype=np.int64)
+    first_rows = np.cumsum(query_lens) - query_lens
+    chunks = tuple(
+        _index_chunk(meta, tables[i], int(query_lens[i]), int(seq_lens[i]), int(first_rows[i]), window)
+        for i in np.flatnonzero(query_lens > 1)
+    )
+    decoding = np.flatnonzero(query_lens == 1)
+    count = len(decoding)
+    if count == 0:
+        return _Index(None, 0, None, chunks)
+    highs = seq_lens[decoding]
+    lows = np.zeros_like(highs) if window is None else np.maximum(0, highs - window)
+    decodes: SparseDecode | _PaddedDecodes
+    if query.dtype == flat_key.dtype == torch.float32:
+        heads, kv_heads, num_slots = query.shape[1], flat_key.shape[1], flat_key.shape[0]
+        decodes = SparseDecode(tables[decoding], lows, highs, meta.block_size, heads, kv_heads, num_slots)
+    else:
+        decodes = _pad_decodes(tables[decoding], lows, highs, meta.block_size)
+    are_first = bool((first_rows[decoding] == np.arange(count)).all())
+    return _Index(None if are_first else torch.from_numpy(first_rows[decoding]), count, decodes, chunks)
 
 
-def _plan_batch(
-    meta: AttentionMetadata, tables: np.ndarray, chosen: list[int], starts: np.ndarray, window: int | None
-) -> _Batch:
-    lengths = np.asarray(meta.seq_lens_list, dtype=np.int64)[chosen]
-    lows = np.zeros_like(lengths) if window is None else np.maximum(0, lengths - window)
-    spans = lengths - lows
-    longest = int(spans.max())
-    offsets = np.arange(longest)
-    is_inside = offsets[None, :] < spans[:, None]
-    positions = np.where(is_inside, lows[:, None] + offsets[None, :], lows[:, None])
-    slots = _slots(tables[chosen], positions, meta.block_size)
-    mask = None
-    if not is_inside.all():
-        mask = torch.from_numpy(np.where(is_inside, np.float32(0), np.float32(MASKED)))[:, None, None, :]
-    rows = None if len(chosen) == meta.slot_mapping.shape[0] else torch.from_numpy(starts[chosen].astype(np.int64))
-    return _Batch(rows, torch.from_numpy(slots.reshape(-1)), mask, len(chosen))
+def _pad_decodes(tables: np.ndarray, lows: np.ndarray, highs: np.ndarray, block_size: int) -> _PaddedDecodes:
+    spans = highs - lows
+    offsets = np.arange(int(spans.max()))[None, :]
+    is_inside = offsets < spans[:, None]
+    slots = slots_of(tables, lows[:, None] + np.where(is_inside, offsets, 0), block_size)
+    return _PaddedDecodes(len(spans), torch.from_numpy(slots.reshape(-1)), _additive(is_inside[:, None, None, :]))
 
 
-def _plan_single(meta: AttentionMetadata, table: np.ndarray, index: int, first_row: int, window: int | None) -> _Single:
-    query_len, seq_len = meta.query_lens[index], meta.seq_lens_list[index]
+def _index_chunk(
+    meta: AttentionMetadata, table: np.ndarray, query_len: int, seq_len: int, first_row: int, window: int | None
+) -> _Chunk:
     context = seq_len - query_len
     low = 0 if window is None else max(0, context - window + 1)
-    slots = _slots(table[None, :], np.arange(low, seq_len)[None, :], meta.block_size)[0]
+    slots = slots_of(table[None, :], np.arange(low, seq_len)[None, :], meta.block_size)[0]
     is_run = bool((np.diff(slots) == 1).all())
-    has_window = window is not None and seq_len - low > window
-    is_causal = query_len > 1 and context == 0 and not has_window
+    is_causal = context == 0 and (window is None or seq_len <= window)
     mask = None
-    if query_len > 1 and not is_causal:
+    if not is_causal:
         rows, columns = np.arange(context, seq_len)[:, None], np.arange(low, seq_len)[None, :]
-        allowed = columns <= rows
+        is_allowed = columns <= rows
         if window is not None:
-            allowed &= columns > rows - window
-        mask = torch.from_numpy(np.where(allowed, np.float32(0), np.float32(MASKED)))
-    return _Single(
+            is_allowed &= columns > rows - window
+        mask = _additive(is_allowed)
+    return _Chunk(
         first_row=first_row,
         query_len=query_len,
+        length=seq_len - low,
         run_start=int(slots[0]) if is_run else None,
         slots=None if is_run else torch.from_numpy(slots),
-        length=seq_len - low,
         mask=mask,
         is_causal=is_causal,
     )
 
 
-def _slots(tables: np.ndarray, positions: np.ndarray, block_size: int) -> np.ndarray:
-    """Slots of ``positions [B, L]`` through ``tables [B, W]``: position is the only source of a slot."""
+def slots_of(tables: np.ndarray, positions: np.ndarray, block_size: int) -> np.ndarray:
+    """Slots int64 of ``positions [B, L]`` through ``tables [B, W]``: position is the only source of a slot."""
     blocks = np.take_along_axis(tables, positions // block_size, axis=1).astype(np.int64)
     return np.asarray(blocks * block_size + positions % block_size)
 
 
-def _decode_batch(
-    query: Tensor, batch: _Batch, flat_key: Tensor, flat_value: Tensor, scale: float, soft_cap: float | None
-) -> Tensor:
-    """``query [B, Hq, D]`` -> ``[B, Hq, D]``."""
-    count, (kv_heads, dim) = batch.count, flat_key.shape[1:]
-    keys = flat_key.index_select(0, batch.slots).view(count, -1, kv_heads, dim).transpose(1, 2)
-    values = flat_value.index_select(0, batch.slots).view(count, -1, kv_heads, dim).transpose(1, 2)
-    grouped = query.reshape(count, kv_heads, -1, dim)
-    attended = _attend(grouped, keys, values, batch.mask, False, scale, soft_cap)
-    return attended.reshape(query.shape)
-
-
-def _attend_single(
-    query: Tensor, single: _Single, flat_key: Tensor, flat_value: Tensor, scale: float, soft_cap: float | None
-) -> Tensor:
-    """``query [q, Hq, D]`` -> ``[q, Hq, D]``."""
-    kv_heads, dim = flat_key.shape[1:]
-    if single.run_start is not None:
-        keys = flat_key.narrow(0, single.run_start, single.length)
-        values = flat_value.narrow(0, single.run_start, single.length)
-    else:
-        assert single.slots is not None
-        keys, values = flat_key.index_select(0, single.slots), flat_value.index_select(0, single.slots)
-    keys, values = keys.transpose(0, 1), values.transpose(0, 1)
-    if single.query_len == 1:
-        attended = _attend(query.view(1, kv_heads, -1, dim), keys[None], values[None], None, False, scale, soft_cap)
-        return attended.reshape(query.shape)
-    group = query.shape[1] // kv_heads
-    grouped = query.view(single.query_len, kv_heads, group, dim).permute(1, 2, 0, 3)
-    shape = (kv_heads, group, single.length, dim)
-    attended = _attend(
-        grouped,
-        keys[:, None].expand(shape),
-        values[:, None].expand(shape),
-        single.mask,
-        single.is_causal,
-        scale,
-        soft_cap,
-    )
-    return attended.permute(2, 0, 1, 3).reshape(query.shape)
+def _additive(is_allowed: np.ndarray) -> Tensor | None:
+    """0 where allowed, -inf elsewhere; None when everything is."""
+    if is_allowed.all():
+        return None
+    return torch.from_numpy(np.where(is_allowed, np.float32(0), np.float32("-inf")))
 
 
 def _attend(
@@ -237,12 +252,12 @@ def _attend(
     keys, values = keys.to(query.dtype), values.to(query.dtype)
     if soft_cap is None:
         typed = None if mask is None else mask.to(query.dtype)
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=typed, is_causal=is_causal, scale=scale)
+        return scaled_dot_product_attention(query, keys, values, attn_mask=typed, is_causal=is_causal, scale=scale)
     scores = torch.matmul(query.to(torch.float32), keys.to(torch.float32).transpose(-1, -2)).mul_(scale)
     scores = torch.tanh(scores.div_(soft_cap)).mul_(soft_cap)
     if is_causal:
         length = scores.shape[-1]
-        mask = torch.full((length, length), MASKED).triu_(1)
+        mask = torch.full((length, length), float("-inf")).triu_(1)
     if mask is not None:
         scores = scores + mask
     return torch.matmul(torch.softmax(scores, dim=-1), values.to(torch.float32)).to(query.dtype)

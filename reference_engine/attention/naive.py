@@ -1,7 +1,7 @@
 """The oracle: attention as one would write it on a blackboard, in fp32, one sequence and one query head at a time.
 
-Nothing here is clever, so that it can be believed.  K and V of a sequence are rebuilt contiguously by walking its positions through
-the block table, and every query row gets a plain softmax over the positions that it may attend.
+Nothing here is clever, so that it can be believed.  K and V of a sequence are rebuilt contiguously by walking its
+positions through the block table, and every query row gets a plain softmax over the positions that it may attend.
 """
 
 from __future__ import annotations

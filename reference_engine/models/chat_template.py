@@ -1,7 +1,8 @@
-"""Chat templates: Jinja text from a model file, rendered in a sandbox with the helpers that Hugging Face templates expect.
+"""Chat templates: Jinja text from a model file, rendered in a sandbox with the helpers that Hugging Face templates
+expect.
 
-A template is untrusted.  ``ImmutableSandboxedEnvironment`` forbids attribute tricks and mutation, and everything a template is
-given has been rebuilt from plain JSON types first, so there is no object with methods to reach for.
+A template is untrusted.  ``ImmutableSandboxedEnvironment`` forbids attribute tricks and mutation, and everything a
+template is given has been rebuilt from plain JSON types first, so there is no object with methods to reach for.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from reference_engine.models.errors import ChatTemplateError, ChatTemplateMissin
 
 
 class _GenerationBlock(Extension):
-    """``{% generation %} ... {% endgeneration %}`` marks the assistant's part for training; when serving it is just its body."""
+    """``{% generation %} ... {% endgeneration %}`` marks the assistant's part for training; here: its body."""
 
-    tags = {"generation"}
+    tags: set[str] = {"generation"}  # noqa: RUF012 - an instance variable in the base class
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -50,7 +51,7 @@ def _strftime_now(pattern: str) -> str:
 
 
 class ChatTemplate:
-    """One compiled template.  ``source`` None means that the model has none; rendering then raises ChatTemplateMissing."""
+    """One compiled template.  ``source`` None: the model has none, and rendering raises ChatTemplateMissing."""
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str]) -> None:
         self.source = source
@@ -58,7 +59,7 @@ class ChatTemplate:
         self._compiled: jinja2.Template | None = None
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **kwargs: Any) -> str:
-        """The prompt text of ``messages``.  Raises ChatTemplateMissing, or ChatTemplateError when the template refuses them."""
+        """The prompt text of ``messages``.  Raises ChatTemplateMissing, or ChatTemplateError when it refuses."""
         if self.source is None:
             raise ChatTemplateMissing(
                 "this model has no chat template, so it cannot serve chat; use /v1/completions with a plain prompt"

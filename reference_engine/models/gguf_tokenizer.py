@@ -1,7 +1,7 @@
 """Tokenizer from a GGUF file's metadata: byte-level BPE (``gpt2``) and SentencePiece BPE (``llama``).
 
-GGUF stores no pre-tokenizer, only its name (``tokenizer.ggml.pre``); the splitting rules below are those that the named models' own
-``tokenizer.json`` files state.
+GGUF stores no pre-tokenizer, only its name (``tokenizer.ggml.pre``); the splitting rules below are those that the
+named models' own ``tokenizer.json`` files state.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def tokenizer_from_gguf(file: GgufFile) -> Tokenizer:
 
 
 def _byte_level_bpe(file: GgufFile, pieces: list[str]) -> tokenizers.Tokenizer:
-    merges = [tuple(str(merge).split(" ", 1)) for merge in file.get("tokenizer.ggml.merges") or []]
+    split = (str(merge).partition(" ") for merge in file.get("tokenizer.ggml.merges") or [])
+    merges = [(left, right) for left, _, right in split]
     pre = str(file.get("tokenizer.ggml.pre") or "default")
     vocab = {piece: index for index, piece in enumerate(pieces)}
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST))
@@ -97,7 +98,7 @@ def _byte_level_bpe(file: GgufFile, pieces: list[str]) -> tokenizers.Tokenizer:
 
 
 def _sentencepiece_bpe(file: GgufFile, pieces: list[str]) -> tokenizers.Tokenizer:
-    """SentencePiece's BPE keeps scores instead of merges: of all mergeable pairs, the one with the best-scored result goes first."""
+    """SentencePiece's BPE has scores instead of merges: the pair with the best-scored result goes first."""
     scores = file.get("tokenizer.ggml.scores")
     if not scores:
         raise ModelLoadError(f"{file.path} carries a llama tokenizer without scores; the file is incomplete")

@@ -1,7 +1,7 @@
 """``config.json`` of a Hugging Face model directory -> ``ModelConfig``.
 
-Old files keep RoPE under ``rope_theta`` and ``rope_scaling`` (with ``type`` or ``rope_type``), files saved by transformers 5 under
-``rope_parameters``; both may be partial, and a key in ``rope_parameters`` wins.
+Old files keep RoPE under ``rope_theta`` and ``rope_scaling`` (with ``type`` or ``rope_type``), files saved by
+transformers 5 under ``rope_parameters``; both may be partial, and a key in ``rope_parameters`` wins.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ _DEFAULT_ROPE_THETA = 10_000.0
 
 
 def parse_hf_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
-    """Shape of the model that ``raw`` (config.json) describes; ``generation`` is generation_config.json when there is one.
+    """Shape of the model that ``raw`` (config.json) describes; ``generation`` is generation_config.json when there is
+    one.
 
     Raises ModelLoadError for an architecture, activation or RoPE variant that this engine does not compute.
     """
     family = str(raw.get("model_type", ""))
     if family not in FAMILIES:
         raise ModelLoadError(
-            f"model architecture {family or 'unknown'!r} is not supported; this engine runs {', '.join(FAMILIES)} (SmolLM2 is llama)"
+            f"model architecture {family or 'unknown'!r} is not supported; "
+            f"this engine runs {', '.join(FAMILIES)} (SmolLM2 is llama)"
         )
     activation = raw.get("hidden_act", "silu")
     if activation != "silu":

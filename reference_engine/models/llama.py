@@ -1,7 +1,8 @@
 """The Llama family from one block description: Llama, Mistral, Qwen2, Qwen3, SmolLM2.
 
-The model is pure: it knows weights, positions and nothing of sequences, caches or block tables.  Attention is a function that it is
-handed (``Attend``), so the same object serves any cache layout, a mixed batch or a test that attends densely.
+The model is pure: it knows weights, positions and nothing of sequences, caches or block tables.  Attention is a
+function that it is handed (``Attend``), so the same object serves any cache layout, a mixed batch or a test that
+attends densely.
 
 ::
 
@@ -24,7 +25,7 @@ from reference_engine.models.rope import cos_sin, inverse_frequencies
 
 
 class Attend(Protocol):
-    """Attention of layer ``layer``: ``query [T, Hq, D]``, ``key, value [T, Hkv, D]``, RoPE applied -> ``[T, Hq, D]``."""
+    """Attention of layer ``layer``: ``query [T, Hq, D]``, ``key, value [T, Hkv, D]``, rotated -> ``[T, Hq, D]``."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
 
@@ -50,7 +51,7 @@ class _Block:
 
 
 class LlamaModel:
-    """One loaded model.  ``max_model_len`` (tokens) fixes the RoPE variants that depend on length; default: what the model states."""
+    """One loaded model.  ``max_model_len`` (tokens) fixes RoPE variants that depend on length; None: what it states."""
 
     def __init__(
         self,
@@ -138,7 +139,8 @@ class _Loader:
         tensor = self.weights.tensor(name)
         if tuple(tensor.shape) != shape:
             raise ModelLoadError(
-                f"tensor {name!r} has shape {list(tensor.shape)}, the model's config says {list(shape)}; the files do not belong together"
+                f"tensor {name!r} has shape {list(tensor.shape)}, the model's config says {list(shape)}; "
+                "the files do not belong together"
             )
         return tensor.to(device=self.device, dtype=self.dtype)
 

@@ -41,10 +41,12 @@ def load_model(
     max_model_len: int | None = None,
     ops: Ops | None = None,
 ) -> LoadedModel:
-    """Load ``name``: ``smollm2``, a Hugging Face directory, a ``.gguf`` file (or a directory with exactly one), or a hub id.
+    """Load ``name``: ``smollm2``, a Hugging Face directory, a ``.gguf`` file (or a directory with exactly one), or a
+    hub id.
 
-    ``max_model_len`` (tokens) is the longest sequence that will be served; it matters to models whose RoPE frequencies depend on it
-    (dynamic NTK, LongRoPE).  ``ops`` overrides the arithmetic chosen for the device.  Raises ModelLoadError with one clear sentence.
+    ``max_model_len`` (tokens) is the longest sequence that will be served; it matters to models whose RoPE
+    frequencies depend on it (dynamic NTK, LongRoPE).  ``ops`` overrides the arithmetic chosen for the device.  Raises
+    ModelLoadError with one clear sentence.
     """
     path = resolve(name)
     chosen = ops or make_ops(device, dtype)
@@ -68,7 +70,8 @@ def resolve(name: str) -> Path:
     if _is_hub_id(name):
         return _fetch_from_hub(name)
     raise ModelLoadError(
-        f"no model at {name!r}; give a directory, a .gguf file, a hub id like org/name, or {embedded.ALIAS!r} for the built-in one"
+        f"no model at {name!r}; give a directory, a .gguf file, a hub id like org/name, "
+        f"or {embedded.ALIAS!r} for the built-in one"
     )
 
 

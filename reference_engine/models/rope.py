@@ -1,11 +1,13 @@
 """Rotary position embedding: inverse frequencies of every scaling variant, cos/sin of positions.
 
-Formulas: linear (Chen et al. 2023, arXiv 2306.15595), dynamic NTK (bloc97, emozilla), YaRN (Peng et al. 2023, arXiv 2309.00071),
-Llama 3.1's wavelength bands, LongRoPE (Ding et al. 2024, arXiv 2402.13753), with the conventions of Hugging Face configs.
+Formulas: linear (Chen et al. 2023, arXiv 2306.15595), dynamic NTK (bloc97, emozilla), YaRN (Peng et al. 2023, arXiv
+2309.00071), Llama 3.1's wavelength bands, LongRoPE (Ding et al. 2024, arXiv 2402.13753), with the conventions of
+Hugging Face configs.
 
 Dynamic NTK and LongRoPE depend on "the sequence length".  A paged cache keeps keys that were rotated earlier, so the
-frequencies may never change while a sequence grows: here they are a constant of the loaded model, evaluated at ``seq_len`` = the
-longest sequence the engine admits.  A sequence's text then depends neither on its neighbours nor on how it was chunked.
+frequencies may never change while a sequence grows: here they are a constant of the loaded model, evaluated at
+``seq_len`` = the longest sequence the engine admits.  A sequence's text then depends neither on its neighbours nor on
+how it was chunked.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def inverse_frequencies(config: ModelConfig, seq_len: int) -> tuple[Tensor, floa
 
 
 def cos_sin(positions: Tensor, inv_freq: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of ``positions [T]``, each ``[T, 1, head_dim]`` (the half repeated twice, so that it broadcasts over heads)."""
+    """cos and sin of ``positions [T]``, each ``[T, 1, head_dim]``: the half twice, ready to broadcast over heads."""
     angles = positions.to(torch.float32)[:, None] * inv_freq
     angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
     cos, sin = angles.cos(), angles.sin()

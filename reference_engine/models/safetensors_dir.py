@@ -1,4 +1,4 @@
-"""Weights from a Hugging Face directory: ``*.safetensors``, one file or sharded with an index.  Pickles are never opened."""
+"""Weights of a Hugging Face directory: ``*.safetensors``, one file or shards.  No pickle is ever opened."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SafetensorsDir:
             files = sorted(directory.glob("*.safetensors"))
             if not files:
                 raise ModelLoadError(
-                    f"{directory} holds no .safetensors file; convert the model to safetensors (pickled weights are never opened)"
+                    f"{directory} holds no .safetensors file; convert the model (pickled weights are never opened)"
                 )
             for file in files:
                 with _open(file) as handle:

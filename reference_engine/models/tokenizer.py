@@ -1,7 +1,8 @@
 """Text to token ids and back, with the bytes of every token.
 
-Built on the ``tokenizers`` library; what a model's own ``tokenizer.json`` says is what happens.  ``token_bytes`` exists because a
-token need not be whole characters: logprobs report its bytes, and a stream may only show text once the bytes form characters.
+Built on the ``tokenizers`` library; what a model's own ``tokenizer.json`` says is what happens.  ``token_bytes``
+exists because a token need not be whole characters: logprobs report its bytes, and a stream may only show text once
+the bytes form characters.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Tokenizer:
         return self._template.source
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of ``text``.  Special tokens written out in the text become their ids, as in Hugging Face tokenizers."""
+        """Token ids of ``text``.  Special tokens written out in it become their ids, as in Hugging Face tokenizers."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
@@ -103,19 +104,16 @@ class Tokenizer:
 
 def _components(backend: tokenizers.Tokenizer) -> list[Any]:
     """The pre-tokenizer and decoder as JSON, without the (large) model."""
-    described: list[Any] = []
-    for part in (backend.pre_tokenizer, backend.decoder):
-        if part is not None:
-            described.append(json.loads(part.__getstate__()))
-    return described
+    parts = (backend.pre_tokenizer, backend.decoder)
+    return [json.loads(part.__getstate__()) for part in parts if part is not None]
 
 
 def tokenizer_from_directory(directory: Path) -> Tokenizer:
-    """Tokenizer and chat template of a Hugging Face model directory.  Raises ModelLoadError when ``tokenizer.json`` is missing."""
+    """Tokenizer and chat template of a model directory.  Raises ModelLoadError when ``tokenizer.json`` is missing."""
     file = directory / "tokenizer.json"
     if not file.is_file():
         raise ModelLoadError(
-            f"{directory} has no tokenizer.json; add the model's fast tokenizer (AutoTokenizer(...).save_pretrained writes it)"
+            f"{directory} has no tokenizer.json; add the model's fast tokenizer (AutoTokenizer's save_pretrained does)"
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
@@ -135,7 +133,7 @@ def _token_text(value: Any) -> str:
 
 
 def _directory_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """``chat_template.jinja``, else ``chat_template.json``, else the key in tokenizer_config.json (text or named list)."""
+    """``chat_template.jinja``, else ``chat_template.json``, else tokenizer_config.json's key (text or named list)."""
     jinja_file = directory / "chat_template.jinja"
     if jinja_file.is_file():
         return jinja_file.read_text(encoding="utf-8")
