@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import KeysView
 from dataclasses import dataclass, field
 
 from reference_engine.config import CacheConfig, ConfigError, SchedulerConfig
@@ -66,6 +67,10 @@ class ContiguousKVManager(KVManager):
     @property
     def num_free_blocks(self) -> int:
         return len(self._free_runs) * self.run_blocks
+
+    @property
+    def holders(self) -> KeysView[int]:
+        return self._reservations.keys()
 
     def check_fits(self, request: Request) -> None:
         if request.params.n > self.num_runs:

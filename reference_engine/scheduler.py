@@ -4,8 +4,9 @@ There is no prefill phase and no decode phase: every step brings sequences close
 token budget (``max_num_batched_tokens``).  In order of claim:
 
 1. running sequences that need one token (decodes), most urgent first;
-2. running sequences that need more (chunks of prompts, or of what a preempted sequence computes again);
-3. waiting sequences, if all their known tokens fit beside what running ones still need and a watermark.
+2. running sequences that need more (chunks of prompts, or of what a preempted sequence computes again) and waiting
+   ones, most urgent first.  A waiting sequence is admitted if all its known tokens fit beside what running ones still
+   need and a watermark.  Under FCFS everyone who runs is ahead of everyone who waits.
 
 When a running sequence finds no free block, the least urgent running sequence loses all of its own (preemption by
 recompute: it waits again with ``computed = 0`` and keeps its tokens; blocks of its that stay cached are found
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 from reference_engine.admission import check_request
 from reference_engine.config import CacheConfig, SchedulerConfig
+from reference_engine.kv.block_pool import AuditError
 from reference_engine.kv.ledger import LedgerSnapshot, LedgerTotals
 from reference_engine.kv.prefix_cache import CachedBlock
 from reference_engine.plan import ScheduledSeq, StepPlan
@@ -238,7 +240,22 @@ class Scheduler:
         return self.kv.block_table(seq_id) if self._entries[seq_id].running else ()
 
     def audit(self) -> None:
-        """Check every invariant of the memory policy; O(pool + tokens held).  Raises AuditError."""
+        """Check every invariant of the queues and of the memory policy; O(pool + tokens held).  Raises AuditError."""
+        running = self._running.snapshot()
+        if self.kv.holders != {entry.sequence.seq_id for entry in running}:
+            raise AuditError(f"sequences {sorted(self.kv.holders)} hold memory, but others run: {running}")
+        if self._seats != sum(entry.continuations for entry in running):
+            raise AuditError(
+                f"{self._seats} seats are taken, the running sequences stand for another number: {running}"
+            )
+        if len(running) + len(self._waiting) != len(self._entries):
+            raise AuditError(f"{len(self._entries)} sequences, {len(running)} run and {len(self._waiting)} wait")
+        for entry in self._entries.values():
+            sequence = entry.sequence
+            if not entry.running and (sequence.computed or sequence.scheduled):
+                raise AuditError(f"sequence {sequence.seq_id} waits with {sequence.computed} tokens computed")
+            if sequence.computed + sequence.scheduled > sequence.known:
+                raise AuditError(f"sequence {sequence.seq_id} has computed more tokens than are known")
         self.kv.audit()
 
     # ---------------------------------------------------------------- admission of requests
@@ -266,6 +283,7 @@ class Scheduler:
             elif draft.budget:
                 self._give(draft, entry, 1)
         for entry in longer:
+            self._schedule_waiting(draft, before=entry)
             if entry.running and draft.budget:
                 self._give(draft, entry, min(entry.sequence.known - entry.sequence.computed, draft.budget))
 
@@ -280,16 +298,17 @@ class Scheduler:
                 if num_tokens <= 0:
                     return
                 break
-            self._preempt(draft, victim)
+            self._preempt(draft, victim, entry)
         self.kv.allocate(sequence, sequence.computed + num_tokens)
         draft.pick(entry, num_tokens)
 
-    def _preempt(self, draft: _Draft, victim: Entry) -> None:
+    def _preempt(self, draft: _Draft, victim: Entry, beneficiary: Entry) -> None:
         draft.drop(victim)
         draft.preempted.append(victim.sequence.seq_id)
         self._leave_running(victim)
         victim.sequence.computed = 0
         victim.sequence.preemptions += 1
+        victim.losses += beneficiary.age > victim.age
         self._preemptions += 1
         self._waiting.push(victim)
 
@@ -301,9 +320,12 @@ class Scheduler:
         self._seats -= entry.continuations
         self.kv.free(entry.sequence.seq_id)
 
-    def _schedule_waiting(self, draft: _Draft) -> None:
+    def _schedule_waiting(self, draft: _Draft, before: Entry | None = None) -> None:
+        """Admit from the queue, all that outrank ``before`` or all, until one of them does not fit."""
         memory_is_short = draft.short_of_blocks or bool(draft.preempted)
         while draft.budget and (entry := self._waiting.head()) is not None:
+            if before is not None and entry.rank > before.rank:
+                return
             if not memory_is_short and self._seats + entry.continuations <= self.config.max_num_seqs:
                 prefix = self._find_prefix(entry)
                 if self._fits(entry, prefix):
@@ -340,14 +362,14 @@ class Scheduler:
 
     def _displace_for(self, draft: _Draft, entry: Entry) -> None:
         """Admit ``entry`` in place of running sequences of less urgent priority, if that is certain to work."""
-        if not self.kv.preempts or not len(self._running) or not entry.is_more_urgent_than(self._running.last()):
+        if not self.kv.preempts or not len(self._running) or not entry.may_displace(self._running.last()):
             return
         prefix = self._find_prefix(entry)
         victims: list[Entry] = []
         seats = self._seats + entry.continuations
         freed = 0
         for victim in reversed(self._running.snapshot()):
-            if not entry.is_more_urgent_than(victim):
+            if not entry.may_displace(victim):
                 return
             victims.append(victim)
             seats -= victim.continuations
@@ -357,7 +379,7 @@ class Scheduler:
                 entry.sequence, prefix, entry.continuations, headroom
             ):
                 for displaced in victims:
-                    self._preempt(draft, displaced)
+                    self._preempt(draft, displaced, entry)
                 self._admit(draft, entry, prefix)
                 return
 

@@ -8,11 +8,12 @@ Strict priorities starve the least urgent.  Two rules bound that:
 
 * the sequence that arrived first among those waiting is promoted after ``OVERTAKE_LIMIT`` admissions in a row went to
   others;
-* a sequence that lost its blocks ``PREEMPTION_LIMIT`` times is promoted.
+* a sequence that lost its blocks ``PREEMPTION_LIMIT`` times to sequences that arrived later is promoted.
 
 Only older promoted sequences outrank a promoted one, and it stays promoted until it ends.  So the oldest unfinished
 sequence waits for at most ``OVERTAKE_LIMIT`` admissions at a time and starts over at most ``PREEMPTION_LIMIT`` times;
 after that nothing can delay it.  It ends, then the next oldest does, however many urgent requests keep coming.
+Among equal priorities nobody is overtaken, so nobody is promoted: FCFS stays strictly in order.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Entry:
     priority: int
     continuations: int = 1  # sequences this one stands for: n until the n continuations have forked, then 1
     promoted: bool = False
+    losses: int = 0  # how often it lost its blocks to a sequence that arrived later
     running: bool = False
     admitted: bool = False  # at least once
     most_computed: int = 0  # highest `computed` ever reached; below it, work is being repeated
@@ -51,9 +53,11 @@ class Entry:
     def age(self) -> tuple[int, int]:
         return self.arrival, self.sequence.index
 
-    def is_more_urgent_than(self, other: Entry) -> bool:
-        """By promotion and priority alone: having come earlier is no reason to take a running sequence's place."""
-        return self.rank[:2] < other.rank[:2]
+    def may_displace(self, other: Entry) -> bool:
+        """Whether it may take a running sequence's place to be admitted: by priority alone.  Having come earlier is no
+        reason, nor is a promotion; a promoted sequence is first in the queue for what others give back.
+        """
+        return self.priority < other.priority and not other.promoted
 
 
 def _rank(entry: Entry) -> Rank:
@@ -103,7 +107,7 @@ class WaitingQueue:
 
     def push(self, entry: Entry) -> None:
         """Queue a new sequence or one that lost its blocks; the latter stands at its old place in arrival order."""
-        if entry.sequence.preemptions >= PREEMPTION_LIMIT:
+        if entry.losses >= PREEMPTION_LIMIT:
             entry.promoted = True
         self._by_rank.add(entry)
         insort(self._by_age, entry, key=_age)

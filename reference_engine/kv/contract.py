@@ -14,6 +14,7 @@ others are in ``reference_engine.policies``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import KeysView
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -63,6 +64,11 @@ class KVManager(ABC):
     @abstractmethod
     def num_free_blocks(self) -> int:
         """Blocks that could be handed out now, evictable ones included."""
+
+    @property
+    @abstractmethod
+    def holders(self) -> KeysView[int]:
+        """seq_ids of the sequences that hold memory."""
 
     @abstractmethod
     def check_fits(self, request: Request) -> None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import KeysView
 
 from reference_engine.config import CacheConfig
 from reference_engine.kv.block_pool import AuditError, BlockPool
@@ -44,6 +45,10 @@ class PagedKVManager(KVManager):
     @property
     def num_free_blocks(self) -> int:
         return self.pool.num_free
+
+    @property
+    def holders(self) -> KeysView[int]:
+        return self._tables.keys()
 
     def check_fits(self, request: Request) -> None:
         slots = slots_needed(request)
