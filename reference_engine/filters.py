@@ -2,8 +2,8 @@
 
 A filter does not renumber the vocabulary; it finds the smallest weight that survives, and zeroes everything below:
 
-    weight(t) = exp((logit(t) - max) / temperature)                     the largest weight is 1
-    min-p       weight >= min_p
+    weight(t)   proportional to exp(logit(t) / temperature)
+    min-p       weight >= min_p * largest weight
     top-k       weight >= k-th largest weight
     top-p       weight >= the last one of the fewest largest weights that hold ``top_p`` of what min-p and top-k left
 
@@ -44,8 +44,9 @@ def _row_tensor(entries: list[tuple[int, float]], device: torch.device) -> Tenso
 
 def _apply_min_p(weights: Tensor, entries: list[tuple[int, float]]) -> None:
     if entries:
-        cut = torch.tensor([value for _, value in entries], dtype=weights.dtype, device=weights.device)
-        _zero_below(weights, _row_tensor(entries, weights.device), cut)
+        rows = _row_tensor(entries, weights.device)
+        share = torch.tensor([value for _, value in entries], dtype=weights.dtype, device=weights.device)
+        _zero_below(weights, rows, share * weights.amax(-1)[rows])
 
 
 def _apply_top_k(weights: Tensor, entries: list[tuple[int, int]]) -> None:

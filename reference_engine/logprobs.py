@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reference_engine.largest import largest
 from reference_engine.outputs import PromptLogprobs, TokenLogprob
 
 
@@ -22,9 +23,9 @@ def token_logprobs(logits: Tensor, tokens: list[int], counts: list[int], *, rank
     widest = min(max(counts), logits.shape[1])
     if widest == 0:
         return [TokenLogprob(token, value, (), r) for token, value, r in zip(tokens, own, rank, strict=True)]
-    best = logits.topk(widest, dim=-1)
-    best_values: list[list[float]] = (best.values - total).tolist()
-    best_ids: list[list[int]] = best.indices.tolist()
+    values, ids = largest(logits.contiguous(), widest)
+    best_values: list[list[float]] = (values - total).tolist()
+    best_ids: list[list[int]] = ids.tolist()
     return [
         TokenLogprob(token, value, tuple(zip(best_ids[i][:count], best_values[i][:count], strict=True)), rank[i])
         for i, (token, value, count) in enumerate(zip(tokens, own, counts, strict=True))
@@ -40,7 +41,7 @@ class PromptScores:
         self._found: list[TokenLogprob | None] = [None] * len(prompt)
 
     def add(self, start: int, logits: Tensor) -> None:
-        """``logits [q, V]`` of positions ``start .. start + q - 1``; the row of a position scores the token after it."""
+        """``logits [q, V]`` of positions ``start .. start + q - 1``; each row scores the token after it."""
         targets = self._prompt[start + 1 : start + 1 + logits.shape[0]]
         if targets:
             scored = token_logprobs(logits[: len(targets)], list(targets), [self._count] * len(targets), ranks=True)

@@ -3,11 +3,10 @@
 ::
 
     logits [S, V] --+-- plain greedy rows ------------------------------> argmax
-                    +-- the other rows -- bias, penalties --+-----------> argmax        (temperature 0)
-                    |                                       |             weights = exp((logit - max) / temperature)
-                    |                                       +- filtered -> of the most likely tokens, if no others stay
-                    |                                       +- others ---> of all tokens
-                    |                                                     one uniform number a row picks by inverse CDF
+                    +-- the other rows -- bias, penalties --+---> argmax                     (temperature 0)
+                    |                                       +---> draw from the largest few  (if filters keep no others)
+                    |                                       +---> draw from all tokens
+                    |                                             by inverse CDF: one uniform number a row
                     +-- log-softmax of the untouched logits (rows that asked for logprobs)
 
 A draw depends on nothing but its own row and the key (seed, continuation index, position): see ``rng``.
@@ -21,13 +20,14 @@ import torch
 from torch import Tensor
 
 from reference_engine.filters import filter_weights
-from reference_engine.heads import can_settle, draw_from_head
+from reference_engine.heads import draw_nucleus, draw_top_k, is_top_k_in_head
 from reference_engine.logprobs import token_logprobs
 from reference_engine.outputs import TokenLogprob
 from reference_engine.penalties import edit_logits, needs_edit
 from reference_engine.request import SamplingParams, Sequence
 from reference_engine.rng import uniforms
 
+MIN_TEMPERATURE = 1e-5
 FAULT = -1  # stands in the token list where a row's logits held no finite maximum
 
 
@@ -125,29 +125,43 @@ def _random(logits: Tensor, draws: list[Draw]) -> list[int]:
     unit = torch.from_numpy(
         uniforms([p.seed or 0 for p in params], [d.index for d in draws], [d.sequence.known for d in draws])
     ).to(device)
-    temperature = torch.tensor([[p.temperature] for p in params], dtype=logits.dtype, device=device)
+    # Below the floor a draw is greedy but for exact ties; it keeps logit / temperature finite.
+    floor = MIN_TEMPERATURE
+    temperature = torch.tensor([[max(p.temperature, floor)] for p in params], dtype=logits.dtype, device=device)
     tokens = torch.full((len(draws),), FAULT, device=device)
-    settled = torch.zeros(len(draws), dtype=torch.bool, device=device)
-    tried = [row for row, p in enumerate(params) if can_settle(p)]
+    left = list(range(len(draws)))
+    tried = [row for row in left if is_top_k_in_head(params[row])]
     if tried:
         some = torch.tensor(tried, device=device)
-        head = draw_from_head(_rows(logits, tried), [params[row] for row in tried], temperature[some], unit[some])
-        tokens[some], settled[some] = head.tokens, head.settled
-    rest: list[int] = (~settled).nonzero().squeeze(1).tolist() if tried else list(range(len(draws)))
-    if rest:
-        some = torch.tensor(rest, device=device)
-        chosen = logits.index_select(0, some)
-        tokens[some] = _draw_from_all(chosen, [params[row] for row in rest], temperature[some], unit[some])
+        head = draw_top_k(_rows(logits, tried), [params[row] for row in tried], temperature[some], unit[some])
+        tokens[some] = head.tokens
+        settled = {row for row, done in zip(tried, head.settled.tolist(), strict=True) if done}
+        left = [row for row in left if row not in settled]
+    if left:
+        some = torch.tensor(left, device=device)
+        weights = torch.softmax(logits.index_select(0, some).div_(temperature[some]), dim=-1)
+        tokens[some] = _draw_from_all(weights, [params[row] for row in left], unit[some])
     # A NaN anywhere makes the maximum NaN, so a faulty row is known whichever way it went.
     return tokens.masked_fill_(~logits.amax(-1).isfinite(), FAULT).tolist()
 
 
-def _draw_from_all(logits: Tensor, params: list[SamplingParams], temperature: Tensor, unit: Tensor) -> Tensor:
-    """One token per row of ``logits [R, V]`` (overwritten), int64 [R]."""
-    # The maximum goes first: then no temperature, however small, can overflow.
-    weights = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature).exp_()
-    filter_weights(weights, params)
-    return _inverse_cdf(weights, unit)
+def _draw_from_all(weights: Tensor, params: list[SamplingParams], unit: Tensor) -> Tensor:
+    """One token per row of ``weights [R, V]`` (overwritten), int64 [R]."""
+    tokens = torch.full((len(params),), FAULT, device=weights.device)
+    left = list(range(len(params)))
+    tried = [row for row, p in enumerate(params) if not p.top_k and (p.top_p < 1.0 or p.min_p > 0.0)]
+    if tried:
+        some = torch.tensor(tried, device=weights.device)
+        head = draw_nucleus(_rows(weights, tried), [params[row] for row in tried], unit[some])
+        tokens[some] = head.tokens
+        settled = {row for row, done in zip(tried, head.settled.tolist(), strict=True) if done}
+        left = [row for row in left if row not in settled]
+    if left:
+        some = torch.tensor(left, device=weights.device)
+        rest = _rows(weights, left)
+        filter_weights(rest, [params[row] for row in left])
+        tokens[some] = _inverse_cdf(rest, unit[some])
+    return tokens
 
 
 def _inverse_cdf(weights: Tensor, unit: Tensor) -> Tensor:

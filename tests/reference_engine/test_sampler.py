@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from reference_engine.filters import filter_weights
-from reference_engine.heads import HeadDraw, can_settle, draw_from_head
+from reference_engine.heads import HeadDraw, draw_nucleus, draw_top_k, is_top_k_in_head
 from reference_engine.logprobs import token_logprobs
 from reference_engine.penalties import edit_logits, needs_edit
 from reference_engine.request import Request, SamplingParams, Sequence
@@ -234,14 +234,23 @@ def test_ties_at_the_cut_are_all_kept() -> None:
         assert (work > 0).tolist() == [[True, True, True, True, False]]
 
 
-def draw_both_ways(logits: np.ndarray, params: list[SamplingParams], unit: np.ndarray) -> tuple[HeadDraw, torch.Tensor]:
-    """From the head, and from the whole row."""
-    temperature = torch.tensor([[p.temperature] for p in params])
-    head = draw_from_head(torch.from_numpy(logits), params, temperature, torch.from_numpy(unit))
-    weights = torch.from_numpy(logits - logits.max(-1, keepdims=True)).div_(temperature).exp_()
-    filter_weights(weights, params)
-    mass = weights.double().cumsum(-1)
-    return head, torch.searchsorted(mass, torch.from_numpy(unit)[:, None] * mass[:, -1:], right=True).squeeze(1)
+def draw_both_ways(
+    logits: np.ndarray, params: list[SamplingParams], unit: np.ndarray
+) -> list[tuple[HeadDraw, torch.Tensor]]:
+    """Tokens drawn from the head and from the whole row: for the rows with top-k, then for those without."""
+    found = []
+    for with_top_k in (True, False):
+        rows = [row for row, p in enumerate(params) if is_top_k_in_head(p) == with_top_k]
+        if not rows:
+            continue
+        chosen, mine, u = torch.from_numpy(logits[rows]), [params[row] for row in rows], torch.from_numpy(unit[rows])
+        temperature = torch.tensor([[p.temperature] for p in mine])
+        weights = torch.softmax(chosen / temperature, dim=-1)
+        head = draw_top_k(chosen, mine, temperature, u) if with_top_k else draw_nucleus(weights, mine, u)
+        filter_weights(weights, mine)
+        mass = weights.double().cumsum(-1)
+        found.append((head, torch.searchsorted(mass, u[:, None] * mass[:, -1:], right=True).squeeze(1)))
+    return found
 
 
 @pytest.mark.parametrize("vocab", [40, 129, 3000, 32768])
@@ -261,21 +270,20 @@ def test_the_head_draws_what_the_whole_row_draws(vocab: int, coarse: bool, rng: 
             if not (choice["top_k"] or choice["min_p"] or choice["top_p"] < 1.0):
                 choice["top_p"] = 0.9
             params.append(SamplingParams(**choice))
-        assert all(can_settle(p) for p in params)
         logits = rng.normal(0, rng.choice([0.5, 3.0]), (batch, vocab)).astype(np.float32)
         if coarse:
             logits = np.round(logits * 2) / 2  # ties everywhere
-        head, expected = draw_both_ways(logits, params, rng.random(batch))
-        assert torch.equal(head.tokens[head.settled], expected[head.settled])
-        settled += int(head.settled.sum())
+        for head, expected in draw_both_ways(logits, params, rng.random(batch)):
+            assert torch.equal(head.tokens[head.settled], expected[head.settled])
+            settled += int(head.settled.sum())
     assert settled > 3 * batch / 4
 
 
 def test_a_head_that_cannot_know_does_not_settle(rng: np.random.Generator) -> None:
     flat = np.zeros((3, 4096), dtype=np.float32)
     params = [SamplingParams(top_k=50), SamplingParams(top_p=0.9), SamplingParams(min_p=0.5)]
-    head, _ = draw_both_ways(flat, params, rng.random(3))
-    assert not head.settled.any()
+    for head, _ in draw_both_ways(flat, params, rng.random(3)):
+        assert not head.settled.any()
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
