@@ -28,7 +28,7 @@ def differences(data: Dataset) -> list[str]:
     """One sentence for each thing that makes the comparison unfair or doubtful; empty when nothing was found."""
     found = [
         *_models(data.engines),
-        *_stated(data.engines, "dtype", _dtype),
+        *_stated(data.engines, "dtype", dtype_name),
         *_machines(data),
     ]
     for group in data.groups:
@@ -39,8 +39,8 @@ def differences(data: Dataset) -> list[str]:
 
 
 def _models(engines: list[Engine]) -> list[str]:
-    names = {e.label: e.info.model for e in engines if e.info.model}
-    plain = {label: re.sub(r"[^a-z0-9]", "", str(name).lower().rsplit("/", 1)[-1]) for label, name in names.items()}
+    names = {e.label: model_name(e.info.model) for e in engines if e.info.model}
+    plain = {label: _bare(name) for label, name in names.items()}
     shortest = min(plain.values(), key=len, default="")
     if all(shortest in name for name in plain.values()):
         return []
@@ -48,9 +48,21 @@ def _models(engines: list[Engine]) -> list[str]:
     return [f"The engines name different models: {told}."]
 
 
-def _dtype(engine: Engine) -> str | None:
+def model_name(model: str) -> str:
+    """The last part of a path or hub id."""
+    return model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _bare(name: str) -> str:
+    """A model's name without punctuation, file type and element type."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return "".join(word for word in words if word not in _DTYPES and word not in _DTYPES.values() and word != "gguf")
+
+
+def dtype_name(engine: Engine) -> str | None:
+    """The element type an engine states, under one spelling."""
     told = engine.info.dtype
-    plain = told.lower().removeprefix("torch.") if told else None
+    plain = told.lower().removeprefix("torch.").removeprefix("all ") if told else None
     return _DTYPES.get(plain, plain) if plain else None
 
 

@@ -61,5 +61,5 @@ TABLE = [
     UTILISATION,
     WASTE,
     Metric("preemptions", "Preemptions", "", "lower", count, "KV memory", "preempted"),
-    Metric("prefix_hit_rate", "Prefix hits", "", "neither", percent, "KV memory", "prefix hits"),
+    Metric("prefix_hit_rate", "Prefix hits", "", "neither", percent, "KV memory", "hits"),
 ]

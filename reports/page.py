@@ -2,78 +2,24 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.results.schema import MachineInfo
-from reports import tables
+from reports import fingerprint, tables, tiles
 from reports.charts import bars, latency, memory, timeline
 from reports.charts.figure import Figure
 from reports.dataset import Dataset, Engine, Group, load_words
-from reports.metrics import HEADLINES, RUNNING, THROUGHPUT, TTFT, Metric
+from reports.metrics import RUNNING, THROUGHPUT, TTFT
 from reports.style import LEDGER, POOL, USAGE, series_style
-from reports.verdict import Reason, Verdict, differ, plain
-from reports.words import DEFINITIONS, NULL_HTML, NULL_TEXT, byte_size, factor, plural
+from reports.verdict import Reason, Verdict, plain
+from reports.words import DEFINITIONS, NULL_HTML, NULL_TEXT, plural
 
 # Groups that get distributions and timelines of their own; beyond that each workload shows its heaviest load.
 MAX_PANELS = 6
 PAGE_WIDTH = 1128  # px of the text column on a desktop
-RUN_FILES = (
-    "run.json",
-    "summary.json",
-    *(f"{name}.{ext}" for ext in ("parquet", "jsonl") for name in ("requests", "chunks", "metrics", "system")),
-)
-
-
-@dataclass(frozen=True)
-class TileRow:
-    """One engine in a tile; ``fill`` is the length of its bar, 0 to 1."""
-
-    engine: Engine
-    text: str
-    range: str
-    fill: float
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One headline metric."""
-
-    label: str
-    unit: str
-    better: str
-    factor: str
-    rows: list[TileRow]
-
-
-def tiles(data: Dataset, group: Group) -> list[Tile]:
-    """The headline metrics of the engines of one group."""
-    return [_tile(data, group, metric) for metric in HEADLINES]
-
-
-def _tile(data: Dataset, group: Group, metric: Metric) -> Tile:
-    spreads = {e.label: metric.spread(group, e.label) for e in data.engines if e.label in group.cells}
-    middles = [s.middle for s in spreads.values() if s.middle is not None]
-    top = 1.0 if metric.show(0.5).endswith("%") else max(middles, default=0.0)
-    rows = []
-    for engine in data.engines:
-        if engine.label not in spreads:
-            continue
-        spread = spreads[engine.label]
-        shown = tables.value(spread, metric)
-        text = shown.text if group.valid(engine.label) else "INVALID"
-        fill = (spread.middle or 0.0) / top if top > 0 else 0.0
-        rows.append(TileRow(engine, text, shown.range, min(1.0, max(0.0, fill))))
-    known = sorted((s for s in spreads.values() if s.values), key=lambda s: s.middle or 0.0)
-    ratio = ""
-    if len(known) > 1 and differ(known[0], known[-1]) and known[0].middle:
-        ratio = factor((known[-1].middle or 0.0) / known[0].middle)
-    return Tile(metric.label, metric.unit if metric.unit == "ms" else "", metric.better, ratio, rows)
 
 
 def shown_groups(data: Dataset) -> list[Group]:
@@ -85,105 +31,20 @@ def shown_groups(data: Dataset) -> list[Group]:
 
 def panel_width(panels: int) -> int:
     """Width of one figure when ``panels`` of them share a section [px]."""
-    return {0: 720, 1: 720, 2: 540, 4: 540}.get(panels, 360)
+    return {0: PAGE_WIDTH - 32, 1: PAGE_WIDTH - 32, 2: 540, 4: 540}.get(panels, 360)
 
 
-def throughput_figures(data: Dataset) -> list[Figure]:
-    """Bars where every workload ran at one load, curves over the load where there are several."""
-    figures = []
+def level_figures(data: Dataset) -> list[Figure]:
+    """Curves over the load, for every workload that ran at several."""
     swept = [workload for workload in data.workloads if len(data.levels(workload)) > 1]
-    flat = [group for group in data.groups if group.workload not in swept]
-    for workload in swept:
-        figures += [bars.level_figure(data, workload, metric, panel_width(3)) for metric in (THROUGHPUT, RUNNING, TTFT)]
-    if flat:
-        figures += [bars.bar_figure(data, flat, metric, panel_width(2)) for metric in (THROUGHPUT, RUNNING)]
-    return figures
+    metrics = (THROUGHPUT, RUNNING, TTFT)
+    return [bars.level_figure(data, workload, metric, panel_width(3)) for workload in swept for metric in metrics]
 
 
-def engine_facts(engine: Engine) -> list[tuple[str, str]]:
-    """What an engine told of itself."""
-    info = engine.info
-    settings = ", ".join(f"{key}={value}" for key, value in sorted(info.settings.items()))
-    facts = [
-        ("kind", info.kind),
-        ("version", info.version),
-        ("model", info.model),
-        ("dtype", info.dtype),
-        ("max_model_len", None if info.max_model_len is None else f"{info.max_model_len:,}"),
-        ("settings", settings or None),
-        ("recipe", info.recipe),
-        ("address", info.url or None),
-    ]
-    return [(key, NULL_TEXT if value is None else value) for key, value in facts]
-
-
-def machine_words(machine: MachineInfo) -> str:
-    """A machine in one line."""
-    gpus = [str(gpu.get("name", "GPU")) for gpu in machine.gpus]
-    return ", ".join(
-        [
-            machine.hostname,
-            machine.cpu,
-            f"{machine.cores} cores",
-            byte_size(machine.memory_bytes),
-            *(gpus or ["no GPU"]),
-        ]
-    )
-
-
-def fingerprint(data: Dataset) -> list[tuple[str, str]]:
-    """The first screen's line: which engines, model, flags, seed, machine, when."""
-    runs = [run.run.manifest for run in data.runs]
-    told = []
-    for engine in data.engines:
-        info = engine.info
-        what = " ".join(word for word in (info.kind, info.version) if word) or "unknown engine"
-        flags = [
-            f"{key} {value}" for key, value in sorted(info.settings.items()) if isinstance(value, str | int | float)
-        ]
-        told.append(f"{engine.label}: {'; '.join([what, *flags[:4]])}")
-    models = dict.fromkeys(e.info.model for e in data.engines if e.info.model)
-    dtypes = dict.fromkeys(e.info.dtype for e in data.engines if e.info.dtype)
-    return [
-        ("Engines", " · ".join(told) or NULL_TEXT),
-        ("Model", f"{', '.join(models) or NULL_TEXT}, {', '.join(dtypes) or 'dtype not stated'}"),
-        ("Seed", ", ".join(dict.fromkeys(str(run.seed) for run in runs))),
-        ("Date", ", ".join(dict.fromkeys(run.created_utc for run in runs))),
-        ("Machine", " / ".join(dict.fromkeys(machine_words(run.machine) for run in runs))),
-    ]
-
-
-def run_facts(data: Dataset, out_dir: Path | None) -> list[dict[str, Any]]:
-    """Per run: identity, command, machine, packages, and the raw files beside the page."""
-    facts = []
-    for one in data.runs:
-        manifest = one.run.manifest
-        beside = out_dir is not None and out_dir.resolve() == one.run.path.resolve()
-        facts.append(
-            {
-                "manifest": manifest,
-                "command": shlex.join(manifest.command),
-                "rebuild": shlex.join(["pagedbench", "report", one.run.path.resolve().name]),
-                "machine": machine_words(manifest.machine),
-                "packages": ", ".join(f"{k} {v}" for k, v in sorted(manifest.machine.packages.items())),
-                "files": [name for name in RUN_FILES if (one.run.path / name).is_file()],
-                "linked": beside,
-            }
-        )
-    return facts
-
-
-def workload_facts(data: Dataset) -> list[dict[str, Any]]:
-    """Per workload: parameters, seed, digest."""
-    seen: dict[tuple[str, str], dict[str, Any]] = {}
-    for cell in data.cells:
-        info = cell.info.workload
-        parameters = ", ".join(f"{key}={value}" for key, value in sorted(info.parameters.items()))
-        seen.setdefault(
-            (info.name, info.digest),
-            {"name": info.name, "parameters": parameters, "seed": info.seed, "digest": info.digest},
-        )
-    return list(seen.values())
+def bar_figures(data: Dataset) -> list[Figure]:
+    """Bars, for the workloads that ran at one load."""
+    flat = [group for group in data.groups if len(data.levels(group.workload)) == 1]
+    return [bars.bar_figure(data, flat, metric, panel_width(2)) for metric in (THROUGHPUT, RUNNING)] if flat else []
 
 
 def render_page(data: Dataset, verdict: Verdict, out_dir: Path | None = None) -> str:
@@ -196,16 +57,17 @@ def render_page(data: Dataset, verdict: Verdict, out_dir: Path | None = None) ->
         "data": data,
         "verdict": verdict,
         "title": f"PagedBench: {plain(verdict.headline)}",
-        "tiles": tiles(data, verdict.group) if verdict.group is not None else [],
-        "fingerprint": fingerprint(data),
+        "tiles": tiles.tiles(data, verdict.group) if verdict.group is not None else [],
+        "fingerprint": fingerprint.fingerprint(data),
         "metrics": tables.metrics_shown(data),
         "comparison": tables.comparison(data),
-        "throughput": throughput_figures(data),
+        "levels": level_figures(data),
+        "bars": bar_figures(data),
         "ttft": [latency.ttft_figure(data, group, width) for group in groups],
         "itl": [latency.itl_figure(data, group, width) for group in groups],
         "memory": [memory.memory_figure(data, group, width, ends[group.key]) for group in groups],
         "timelines": [timeline.timeline_figure(data, group, width, ends[group.key]) for group in groups],
-        "waste": bars.waste_figure(data, flat, PAGE_WIDTH - 32),
+        "waste": bars.waste_figure(data, flat, panel_width(1)),
         "waste_rows": tables.waste_rows(data),
         "errors": tables.error_rows(data),
         "client": tables.client_rows(data),
@@ -214,9 +76,9 @@ def render_page(data: Dataset, verdict: Verdict, out_dir: Path | None = None) ->
         "ledger": LEDGER,
         "legend": _legend(data),
         "definitions": DEFINITIONS,
-        "engine_facts": [(engine, engine_facts(engine)) for engine in data.engines],
-        "runs": run_facts(data, out_dir),
-        "workloads": workload_facts(data),
+        "engine_facts": [(engine, fingerprint.engine_facts(engine)) for engine in data.engines],
+        "runs": fingerprint.run_facts(data, out_dir),
+        "workloads": fingerprint.workload_facts(data),
         "status": {run.run.manifest.status for run in data.runs},
     }
     return environment().get_template("report.html.j2").render(context)

@@ -8,22 +8,24 @@ A difference without repeats is called "one run each"; with repeats, ranges that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from harness.results.schema import Validity
 from reports.comparability import differences
+from reports.compare import (
+    comparable,
+    differ,
+    extremes,
+    memory_was_not_full,
+    pools,
+    pools_equal,
+    ratios,
+)
 from reports.dataset import Cell, Dataset, Group, load_level
-from reports.metrics import RUNNING, THROUGHPUT, Metric
+from reports.metrics import RUNNING, THROUGHPUT
 from reports.words import Spread, count, factor, listing, mean_count, number, percent, plural
 
-# Without repeats, throughputs closer than this are called about the same: run-to-run noise alone can make such a gap.
-ABOUT_THE_SAME = 1.10
-# With repeats, medians closer than this are about the same even where the ranges are apart: nobody acts on 2 %.
-RELEVANT = 1.02
-# Pools whose sizes differ by no more than this hold the same KV memory (rounding to whole blocks).
-SAME_POOL = 1.01
 # The workload made to fill KV memory leads; any other stands in where it was not run.
 LEADING_WORKLOAD = "concurrency"
 
@@ -86,7 +88,7 @@ def judge(data: Dataset) -> Verdict:
         return Verdict(_nothing(data), unfinished, badge, badge_text, reasons, unlike, None)
     compared = [label for label in group.cells if THROUGHPUT.spread(group, label).values]
     if len(compared) == 1:
-        headline, points = _single(group, compared[0])
+        headline, points = _single(data, group, compared[0])
     else:
         headline, points = _compare(data, group, compared)
     return Verdict(headline, [*points, *unfinished], badge, badge_text, reasons, unlike, group)
@@ -145,16 +147,15 @@ def _nothing(data: Dataset) -> Phrase:
     return phrase("No request produced output tokens, so there is nothing to compare.")
 
 
-def _single(group: Group, label: str) -> tuple[Phrase, list[Phrase]]:
+def _single(data: Dataset, group: Group, label: str) -> tuple[Phrase, list[Phrase]]:
     running, speed = RUNNING.spread(group, label), THROUGHPUT.spread(group, label)
     held = f" with {mean_count(running.middle)} requests running at once on average" if running.values else ""
     headline = phrase(
         name(label), f" gives {number(speed.middle)} output tokens/s under {group.workload} ({_load(group)}){held}."
     )
-    others = [other for other in group.cells if other != label]
-    alone = (
-        "One engine, so there is nothing to compare it with." if not others else "No other engine has a valid result."
-    )
+    alone = "One engine, so there is nothing to compare it with."
+    if len(data.engines) > 1:
+        alone = "No other engine has a valid result under this load, so nothing is compared."
     return headline, [phrase(alone), *_certainty(group, [label])]
 
 
@@ -165,7 +166,7 @@ def _compare(data: Dataset, group: Group, labels: list[str]) -> tuple[Phrase, li
     points = []
     if memory:
         points += _over_workloads(data, group, labels)
-        silent = [label for label in labels if label not in _comparable(group, labels)]
+        silent = [label for label in labels if label not in comparable(group, labels)]
         if silent:
             points.append(phrase(f"Left out of that comparison, their KV pool being unreported: {listing(silent)}."))
         if len(labels) > 2:
@@ -182,32 +183,22 @@ def _load(group: Group) -> str:
     return f"{number(group.load.rate)} requests/s"
 
 
-def pools(group: Group, labels: Iterable[str]) -> dict[str, float]:
-    """KV pool of every engine that reported it [slots]."""
-    found = {label: group.values(label, lambda cell: cell.kv_reserved) for label in labels}
-    return {label: max(values) for label, values in found.items() if values}
-
-
-def pools_equal(sizes: Iterable[float]) -> bool:
-    """Is it the same KV memory?"""
-    sizes = list(sizes)
-    return bool(sizes) and max(sizes) <= SAME_POOL * min(sizes)
-
-
 def _memory_headline(group: Group, labels: list[str]) -> Phrase | None:
     """Who holds more requests in the same memory; null where the data cannot say."""
-    sizes, told = pools(group, labels), _comparable(group, labels)
+    sizes, told = pools(group, labels), comparable(group, labels)
     if len(told) < 2 or not pools_equal(sizes[label] for label in told):
         return None
+    if all(memory_was_not_full(group, label) for label in told):
+        return None
     running = {label: RUNNING.spread(group, label) for label in told}
-    most, least = _extremes(group, told)
+    most, least = extremes(group, told)
     same = f"In the same KV memory ({count(sizes[most])} token slots), "
     if not differ(running[most], running[least]):
         return phrase(
             same, *_names(told), f" keep about the same number of requests running at once ({_pair(running, told)})."
         )
     a, b = running[most].middle or 0, running[least].middle or 0
-    atleast = "at least " if _memory_was_not_full(group, most) else ""
+    atleast = "at least " if memory_was_not_full(group, most) else ""
     speed = _speed_clause(group, most, least)
     return phrase(
         same,
@@ -216,18 +207,6 @@ def _memory_headline(group: Group, labels: list[str]) -> Phrase | None:
         name(least),
         f" keeps {mean_count(b)}: {atleast}{factor(a / b)} as many, {speed}.",
     )
-
-
-def _comparable(group: Group, labels: list[str]) -> list[str]:
-    """Engines that told both the size of their pool and how many requests they ran."""
-    sizes = pools(group, labels)
-    return [label for label in labels if label in sizes and RUNNING.spread(group, label).values]
-
-
-def _extremes(group: Group, labels: list[str]) -> tuple[str, str]:
-    """The engine that ran most requests at once, and the one that ran fewest."""
-    ranked = sorted(labels, key=lambda label: -(RUNNING.spread(group, label).middle or 0))
-    return ranked[0], ranked[-1]
 
 
 def _names(labels: list[str]) -> list[Segment]:
@@ -243,13 +222,6 @@ def _pair(values: dict[str, Spread], labels: list[str]) -> str:
     return listing([mean_count(values[label].middle) for label in labels])
 
 
-def _memory_was_not_full(group: Group, label: str) -> bool:
-    """Did all requests in flight fit, so that the pool's true capacity was never met?"""
-    peaks = group.values(label, lambda cell: cell.running_max)
-    limit = group.load.concurrency if group.load.mode == "closed" else None
-    return limit is not None and bool(peaks) and max(peaks) >= limit
-
-
 def _speed_clause(group: Group, first: str, second: str) -> str:
     a, b = THROUGHPUT.spread(group, first), THROUGHPUT.spread(group, second)
     fast, slow = a.middle or 0, b.middle or 0
@@ -257,17 +229,6 @@ def _speed_clause(group: Group, first: str, second: str) -> str:
     if not differ(a, b):
         return f"{numbers} (about the same)"
     return f"{numbers} ({factor(fast / slow)})" if slow > 0 else numbers
-
-
-def differ(a: Spread, b: Spread) -> bool:
-    """May a difference be stated?  With repeats: ranges apart and over 2 %; without: more than noise could make."""
-    if not a.values or not b.values:
-        return False
-    low, high = sorted((a.middle or 0, b.middle or 0))
-    if a.is_repeated and b.is_repeated:
-        apart = min(a.values) > max(b.values) or min(b.values) > max(a.values)
-        return apart and high > RELEVANT * low
-    return high > ABOUT_THE_SAME * low
 
 
 def _speed_headline(group: Group, ranking: list[str]) -> Phrase:
@@ -292,6 +253,10 @@ def _speed_headline(group: Group, ranking: list[str]) -> Phrase:
 
 def _why_no_memory(group: Group, labels: list[str]) -> str:
     sizes = pools(group, labels)
+    limited = comparable(group, labels)
+    if limited and all(memory_was_not_full(group, label) for label in limited):
+        fitted = f"all {group.load.concurrency} requests in flight ran at once on {listing(limited)}"
+        return f"KV memory was not the limit: {fitted}."
     silent = [label for label in labels if label not in sizes]
     if silent:
         verb = "does" if len(silent) == 1 else "do"
@@ -304,24 +269,20 @@ def _why_no_memory(group: Group, labels: list[str]) -> str:
 
 def _over_workloads(data: Dataset, lead: Group, labels: list[str]) -> list[Phrase]:
     """The range of the two ratios of the headline over all groups, so that one workload does not speak for all."""
-    most, least = _extremes(lead, _comparable(lead, labels))
+    most, least = extremes(lead, comparable(lead, labels))
     if not differ(RUNNING.spread(lead, most), RUNNING.spread(lead, least)):
         return []
     parts = []
     for metric, words in ((RUNNING, "as many requests at once"), (THROUGHPUT, "the output tokens/s")):
-        ratios = _ratios(data, metric, most, least)
-        if len(ratios) > 1:
-            low, high = factor(min(ratios)), factor(max(ratios))
+        found = ratios(data, metric, most, least)
+        if len(found) > 1:
+            low, high = factor(min(found)), factor(max(found))
             parts.append(f"{low if low == high else f'{low} to {high}'} {words}")
     if not parts:
         return []
-    n = len(_ratios(data, RUNNING, most, least))
-    return [phrase(f"Over all {n} combinations of workload and load: {listing(parts)}.")]
-
-
-def _ratios(data: Dataset, metric: Metric, top: str, bottom: str) -> list[float]:
-    pairs = [(metric.spread(group, top).middle, metric.spread(group, bottom).middle) for group in data.groups]
-    return [a / b for a, b in pairs if a is not None and b]
+    n = len(ratios(data, RUNNING, most, least))
+    which = "both" if n == 2 else f"all {n}"
+    return [phrase(f"Over {which} combinations of workload and load: {listing(parts)}.")]
 
 
 def _agreement(data: Dataset) -> Phrase:

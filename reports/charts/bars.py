@@ -186,7 +186,7 @@ def level_figure(data: Dataset, workload: str, metric: Metric, width: int) -> Fi
         across = alt.Axis(
             title=f"{'requests in flight' if is_closed else 'requests/s'}{' (log axis)' if wide else ''}",
             values=levels,
-            format="~g",
+            labelExpr="'' + datum.value",  # a number format would round 16 to 20
             grid=False,
             domain=True,
         )

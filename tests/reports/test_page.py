@@ -17,7 +17,7 @@ import pytest
 
 from harness.results.schema import CHUNK_COLUMNS, REQUEST_COLUMNS, SYSTEM_COLUMNS
 from reports import ReportError, build_report, load_dataset
-from reports.page import machine_words
+from reports.fingerprint import machine_words
 
 LIMIT_TWO_ENGINES = 300_000  # bytes
 VOID = {"meta", "link", "br", "path", "rect", "line", "circle"}
@@ -64,7 +64,7 @@ def assert_self_contained(text: str) -> None:
             assert not name.startswith("on"), (tag, name)
             if name in ("src", "href", "xlink:href", "action", "data"):
                 assert value is not None
-                assert value.startswith("#") or value == "data:," or re.fullmatch(r"[\w.]+", value), value
+                assert value.startswith("#") or value == "data:," or re.fullmatch(r"(logs/)?[\w.%-]+", value), value
     style = text[text.index("<style>") : text.index("</style>")]
     assert "@import" not in style
     assert set(re.findall(r"url\(([^)]*)\)", text)) <= {f"#{i}" for i in re.findall(r'id="([^"]+)"', text)}

@@ -49,7 +49,7 @@ def test_the_headline_names_who_holds_more_in_the_same_memory(
     )
     assert verdict.group is not None
     assert verdict.group.workload == "concurrency"
-    assert "Over all 2 combinations of workload and load: 4.0× as many requests at once" in points(verdict)
+    assert "Over both combinations of workload and load: 4.0× as many requests at once" in points(verdict)
     assert "Outputs agree" in points(verdict)
     assert "One run each" in points(verdict)
 
@@ -143,7 +143,7 @@ def test_an_invalid_cell_neither_leads_nor_is_compared(
     assert "9,999" not in plain(verdict.headline) + points(verdict)
     assert verdict.badge == "INVALID"
     assert [reason.text for reason in verdict.reasons] == ["client loop lag"]
-    assert "No other engine has a valid result." in points(verdict)
+    assert "No other engine has a valid result under this load, so nothing is compared." in points(verdict)
 
 
 def test_all_invalid_gives_no_comparison(
@@ -196,7 +196,7 @@ def test_unlike_runs_are_flagged(draft: Draft, engines: dict[str, Any], verdict_
     for row in run.tables.requests:
         row["prompt_tokens"] *= 2 if row["cell_id"] == run.cell("paged").cell_id else 1
     told = " ".join(verdict_of(run).differences)
-    assert "name different models: HuggingFaceTB/SmolLM2-135M-Instruct (paged)" in told
+    assert "name different models: SmolLM2-135M-Instruct (paged)" in told
     assert "differ in dtype: float32 (paged) and bfloat16 (contiguous)" in told
     assert "The requests differ between the cells of chat, 32 at once." in told
     assert "The same requests came to 100.0 % more prompt tokens on paged than on contiguous" in told
@@ -207,8 +207,8 @@ def test_the_same_model_under_other_spellings_is_not_flagged(
     draft: Draft, engines: dict[str, Any], verdict_of: Callable[[Any], Verdict]
 ) -> None:
     run = draft([engines["paged"], engines["contiguous"], engines["vllm"]], workloads=["chat"])
-    names = ["HuggingFaceTB/SmolLM2-135M-Instruct", "/cache/SmolLM2-135M-Instruct.F32.gguf", None]
-    for info, model, dtype in zip(run.manifest.engines, names, ["fp32", "float32", None], strict=True):
+    names = ["HuggingFaceTB/SmolLM2-135M-Instruct", "/cache/smollm2-135m-instruct-f32.gguf", None]
+    for info, model, dtype in zip(run.manifest.engines, names, ["fp32", "all F32", None], strict=True):
         info.model, info.dtype = model, dtype
     assert verdict_of(run).differences == []
 
@@ -229,3 +229,15 @@ def test_empty_runs_conclude_nothing(draft: Draft, engines: dict[str, Any], tmp_
     verdict = judge(load_dataset([run.write(tmp_path / "empty")]))
     assert plain(verdict.headline) == "This run holds no cells: nothing was measured."
     assert verdict.badge == "NOT JUDGED"
+
+
+def test_memory_that_was_never_full_decides_nothing(
+    draft: Draft, engines: dict[str, Any], verdict_of: Callable[[Any], Verdict]
+) -> None:
+    run = draft([engines["paged"], engines["contiguous"]], workloads=["chat"], concurrency=[4])
+    set_cells(run, "paged", output_tokens_per_s=200.0)
+    set_cells(run, "contiguous", output_tokens_per_s=100.0)
+    verdict = verdict_of(run)
+    assert plain(verdict.headline).startswith("Under chat (4 requests in flight), paged gives the most output tokens/s")
+    told = "KV memory was not the limit: all 4 requests in flight ran at once on paged and contiguous."
+    assert told in points(verdict)
