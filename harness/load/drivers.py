@@ -74,7 +74,6 @@ async def open_loop(
     """
     released = followers(requests)
     first_turns = [position for position, request in enumerate(requests) if request.after is None]
-    tasks: set[asyncio.Task[None]] = set()
     sent = 0
 
     async def converse(position: int, t_sched: int | None) -> None:
@@ -88,20 +87,14 @@ async def open_loop(
                 await converse(later, None)
 
     try:
-        for position, offset in zip(first_turns, arrivals_ns, strict=True):
-            await sleep_until(start_ns + offset)
-            if stop.is_set():
-                break
-            task = asyncio.create_task(converse(position, start_ns + offset))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        while tasks:
-            await asyncio.wait(tasks)
-    except asyncio.CancelledError:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+        async with asyncio.TaskGroup() as group:
+            for position, offset in zip(first_turns, arrivals_ns, strict=True):
+                await sleep_until(start_ns + offset)
+                if stop.is_set():
+                    break
+                group.create_task(converse(position, start_ns + offset))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
     return sent == len(requests)
 
 

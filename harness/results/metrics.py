@@ -70,7 +70,7 @@ def measured_window(data: CellData) -> tuple[int, int] | None:
     start, last_send = float(send[sent].min()), float(send[sent].max())
     done = data.column("t_done")[sent]
     end = float(np.nanmax(done)) if not np.isnan(done).all() else last_send
-    after = done[done >= last_send]
+    after = done[done > last_send]
     concurrency = data.info.load.concurrency
     if concurrency is None:
         loaded_end = last_send if last_send - start >= (end - start) / 2 else end

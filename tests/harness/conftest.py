@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import queue
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,7 +144,14 @@ class ScriptedServer:
 
     async def stream(self, connection: Connection, asked: Asked) -> None:
         """The well-behaved answer: ``max_tokens`` tokens (``tokens`` when not asked), usage, [DONE]."""
-        wanted = asked.json.get("max_tokens") or asked.json.get("max_completion_tokens") or self.tokens
+        wanted: int = asked.json.get("max_tokens") or asked.json.get("max_completion_tokens") or self.tokens
+        if not asked.json.get("stream"):
+            text = "".join(f" w{index}" for index in range(wanted))
+            choice = {"index": 0, "text": text, "message": {"role": "assistant", "content": text}}
+            prompt = self.count(asked.json)
+            usage = {"prompt_tokens": prompt, "completion_tokens": wanted, "total_tokens": prompt + wanted}
+            connection.answer({"model": "words", "choices": [{**choice, "finish_reason": "length"}], "usage": usage})
+            return
         served = Served(asked.t)
         self.served.append(served)
         self.running += 1
@@ -170,8 +179,8 @@ class ScriptedServer:
 
     def default_metrics(self) -> str:
         return (
-            f"pagedbench:num_requests_running {self.running}\n"
-            "pagedbench:num_requests_waiting 0\n"
+            f"pagedbench:requests_running {self.running}\n"
+            "pagedbench:requests_waiting 0\n"
             f"pagedbench:kv_slots_reserved 1024\npagedbench:kv_slots_allocated {self.running * 16}\n"
             f"pagedbench:kv_slots_live {self.running * 12}\n"
         )
@@ -224,6 +233,25 @@ async def server() -> AsyncIterator[ScriptedServer]:
     """A scripted server that behaves until its ``script`` is replaced."""
     async with ScriptedServer() as running:
         yield running
+
+
+@pytest.fixture
+def server_thread() -> Iterator[ScriptedServer]:
+    """A scripted server on a thread and loop of its own, for tests that run the client in another process."""
+    started: queue.Queue[tuple[ScriptedServer, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def main() -> None:
+        async with ScriptedServer() as running:
+            over = asyncio.Event()
+            started.put((running, asyncio.get_running_loop(), over))
+            await over.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    running, loop, over = started.get(timeout=10)
+    yield running
+    loop.call_soon_threadsafe(over.set)
+    thread.join(10)
 
 
 @pytest.fixture
