@@ -27,11 +27,11 @@ def has_cuda() -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     cuda: bool | None = None
     for item in items:
-        if "slow" in item.keywords and not config.getoption("--slow"):
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
-        if "external" in item.keywords and not config.getoption("--external"):
+        if item.get_closest_marker("external") and not config.getoption("--external"):
             item.add_marker(pytest.mark.skip(reason="needs other engines; run with --external"))
-        if "gpu" in item.keywords:
+        if item.get_closest_marker("gpu"):
             cuda = has_cuda() if cuda is None else cuda
             if not cuda:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("workloads", "reference_engine", "harness", "reports")
-TORCH_FREE = ("config", "request", "plan", "kv", "policies", "scheduler")
+TORCH_FREE = ("config", "request", "plan", "kv", "policies", "admission", "waiting", "scheduler")
 
 
 def module_name(path: Path) -> str:
