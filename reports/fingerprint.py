@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harness.results.schema import MachineInfo
 from reports.comparability import dtype_name, model_name
-from reports.dataset import Dataset, Engine
+from reports.dataset import Dataset, Engine, load_words
 from reports.words import NULL_TEXT, byte_size, count
 
 RUN_FILES = (
@@ -33,17 +34,27 @@ NOTABLE: tuple[str, ...] = (
 )
 
 
+def pairs(values: Mapping[str, Any], prefix: str = "") -> str:
+    """Settings as text: nested ones under a dotted name, long decimals shortened."""
+    told = []
+    for key, value in sorted(values.items()):
+        if isinstance(value, Mapping):
+            told.append(pairs(value, f"{prefix}{key}."))
+        else:
+            told.append(f"{prefix}{key}={f'{value:.6g}' if isinstance(value, float) else value}")
+    return ", ".join(text for text in told if text)
+
+
 def engine_facts(engine: Engine) -> list[tuple[str, str]]:
     """What an engine told of itself."""
     info = engine.info
-    settings = ", ".join(f"{key}={value}" for key, value in sorted(info.settings.items()))
     facts = [
         ("kind", info.kind),
         ("version", info.version),
         ("model", info.model),
         ("dtype", info.dtype),
         ("max_model_len", None if info.max_model_len is None else f"{info.max_model_len:,}"),
-        ("settings", settings or None),
+        ("settings", pairs(info.settings) or None),
         ("recipe", info.recipe),
         ("address", info.url or None),
     ]
@@ -145,9 +156,13 @@ def workload_facts(data: Dataset) -> list[dict[str, Any]]:
     seen: dict[tuple[str, str], dict[str, Any]] = {}
     for cell in data.cells:
         info = cell.info.workload
-        parameters = ", ".join(f"{key}={value}" for key, value in sorted(info.parameters.items()))
         seen.setdefault(
             (info.name, info.digest),
-            {"name": info.name, "parameters": parameters, "seed": info.seed, "digest": info.digest},
+            {
+                "name": f"{info.name}, {load_words(cell.info.load)}",
+                "parameters": pairs(info.parameters),
+                "seed": info.seed,
+                "digest": info.digest,
+            },
         )
     return list(seen.values())

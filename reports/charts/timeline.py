@@ -133,7 +133,9 @@ def _strip(
         title="seconds" if is_last else None, labels=is_last, format=",f", tickCount=5, grid=False, domain=True
     )
     high = max((row["y"] for row in rows), default=0.0)
-    up = scales.side_title(alt.Axis(title=words, format=scales.plain(high), tickCount=3))
+    up = scales.side_title(
+        alt.Axis(title=words, format=scales.plain(high), tickCount=3, tickMinStep=1 if name != "speed" else 0)
+    )
     x = alt.X("t:Q", scale=alt.Scale(domain=[0, end_s], nice=False), axis=across)
     line = alt.Chart(scales.values(rows)).mark_line(strokeWidth=1.75, clip=True)
     layers = [
