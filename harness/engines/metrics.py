@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -22,9 +24,6 @@ WANTED = {OUR_PREFIX + name for name in METRIC_NAMES} | {
     for source in sources
     for family in source.families
 }
-
-
-SLOT_FIELDS = {"n_ctx", "is_processing", "n_prompt_tokens"}
 
 
 def family_of(line: str) -> str:
@@ -92,13 +91,20 @@ def parse_slots(text: str, pool_tokens: int | None = None) -> dict[str, float]:
         raise ExpositionError(f"the engine's /slots text is not JSON: {error}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ExpositionError("the engine's /slots text is not a list of slots")
-    if not rows or not all(row.keys() >= SLOT_FIELDS for row in rows):
+    if not rows or not all(is_known_slot(row) for row in rows):
         return {}
     busy = [row for row in rows if row["is_processing"]]
     live = sum(row["n_prompt_tokens"] for row in busy)
-    values = {"kv_slots_live": live, "kv_slots_evictable": sum(row["n_prompt_tokens"] for row in rows) - live}
+    held = sum(row.get("n_prompt_tokens", 0) for row in rows)
+    values = {"kv_slots_live": live, "kv_slots_evictable": held - live}
     if pool_tokens is not None:
         is_divided = sum(row["n_ctx"] for row in rows) <= pool_tokens
         values["kv_slots_reserved"] = pool_tokens
         values["kv_slots_allocated"] = sum(row["n_ctx"] for row in busy) if is_divided else live
     return {name: float(value) for name, value in values.items()}
+
+
+def is_known_slot(row: Mapping[str, Any]) -> bool:
+    """Whether a row of ``/slots`` tells its tokens.  A slot that never had a task (no ``id_task``) holds none."""
+    is_unused = "id_task" not in row and not row.get("is_processing")
+    return {"n_ctx", "is_processing"} <= row.keys() and ("n_prompt_tokens" in row or is_unused)

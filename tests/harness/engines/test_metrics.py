@@ -252,8 +252,20 @@ def test_recorded_slots() -> None:
     }
 
 
+def test_recorded_slots_of_which_one_was_used() -> None:
+    text = (FIXTURES / "llamacpp-xllamacpp-2026.10.11549.idle-slots.json").read_text(encoding="utf-8")
+    assert parse_slots(text, pool_tokens=2048) == {
+        "kv_slots_reserved": 2048,
+        "kv_slots_allocated": 0,
+        "kv_slots_live": 0,
+        "kv_slots_evictable": 6,
+    }
+
+
 def test_slots_of_another_release() -> None:
     assert parse_slots("[]") == {}
+    assert parse_slots('[{"id": 0, "id_task": 3, "n_ctx": 64, "is_processing": false}]', pool_tokens=4096) == {}
+    assert parse_slots('[{"id": 0, "n_ctx": 64, "is_processing": true}]', pool_tokens=4096) == {}
     assert parse_slots('[{"id": 0, "state": 1}]', pool_tokens=4096) == {}
 
 
