@@ -71,15 +71,13 @@ class Chat:
         random = Random(f"{self.name}/{seed}")
         systems = [" ".join(random.choices(WORDS, k=self.system_tokens)) for _ in range(self.system_prompts)]
         weights = [1 / (k + 1) ** self.zipf for k in range(self.system_prompts)]
-        requests: list[RequestSpec] = []
+        builder = _Builder(self, random, counter, max_model_len)
         conversation = 0
-        while len(requests) < count:
+        while len(builder.requests) < count:
             system = random.choices(systems, weights)[0] if systems else None
-            self._converse(
-                requests, min(self.turns, count - len(requests)), conversation, system, random, counter, max_model_len
-            )
+            builder.converse(conversation, system, min(self.turns, count - len(builder.requests)))
             conversation += 1
-        return tuple(requests)
+        return tuple(builder.requests)
 
     def _laws(self) -> tuple[LengthLaw, LengthLaw]:
         return (
@@ -87,66 +85,86 @@ class Chat:
             LengthLaw(self.output_mean * self.scale, self.output_cv, self.shape),
         )
 
-    def _render(self, history: tuple[Message, ...], prefix: str, counter: TokenCounter) -> Render:
-        """Counts the prompt that ends with a text as the user's message."""
-        if self.endpoint == "completions":
-            return lambda text: counter.count_prompt(prefix + text)
-        return lambda text: counter.count_messages([*history, {"role": "user", "content": text}])
 
-    def _converse(
-        self,
-        requests: list[RequestSpec],
-        turns: int,
-        conversation: int,
-        system: str | None,
-        random: Random,
-        counter: TokenCounter,
-        limit: int | None,
-    ) -> None:
-        """Append the turns of one conversation; it ends early when the next turn would not fit in ``limit``."""
-        inputs, outputs = self._laws()
+class _Builder:
+    """Appends conversations to ``requests``."""
+
+    def __init__(self, chat: Chat, random: Random, counter: TokenCounter, limit: int | None) -> None:
+        self.requests: list[RequestSpec] = []
+        self._chat = chat
+        self._inputs, self._outputs = chat._laws()
+        self._random = random
+        self._counter = counter
+        self._limit = limit
+        self._first_overheads: dict[str | None, int] = {}  # by system prompt, before the first turn
+
+    def converse(self, conversation: int, system: str | None, turns: int) -> None:
+        """Append one conversation.  It ends early when the next turn would not fit the model."""
         history: list[Message] = []
-        if system is not None and self.endpoint == "chat":
+        if system is not None and self._chat.endpoint == "chat":
             history.append({"role": "system", "content": system})
-        prefix = f"{system}\n\n" if system is not None and self.endpoint == "completions" else ""
         previous: RequestSpec | None = None
         for turn in range(turns):
-            wanted_input, wanted_output = inputs.draw(random), outputs.draw(random)
-            count = self._render(tuple(history), prefix, counter)
-            base = count(WORDS[0]) - 1
-            room = None if limit is None else limit - base
-            if room is not None and room <= MIN_OWN_TOKENS:
+            wanted_input = max(MIN_OWN_TOKENS, self._inputs.draw(self._random))
+            wanted_output = self._outputs.draw(self._random)
+            count = self._render(tuple(history), system)
+            overhead = self._overhead(count, system, turn)
+            if self._limit is not None and self._limit - overhead <= MIN_OWN_TOKENS:
                 if turn == 0:
                     raise WorkloadError(
-                        f"workload chat: {base} tokens of template and system prompt leave no room in max_model_len "
-                        f"{limit}; lower system_tokens or raise the engine's max_model_len"
+                        f"workload chat: {overhead} tokens of template and system prompt leave no room in "
+                        f"max_model_len {self._limit}; lower system_tokens or raise the engine's max_model_len"
                     )
                 return
-            wanted_input = max(wanted_input, MIN_OWN_TOKENS)
-            target = base + wanted_input if turn or system else max(wanted_input, base + MIN_OWN_TOKENS)
-            if limit is not None:
-                wanted_output = min(wanted_output, limit - base - MIN_OWN_TOKENS)
-                target = min(target, limit - wanted_output)
-            fitted = fit_text(target, random, count)
+            target = overhead + wanted_input
+            if turn == 0 and system is None:  # the whole prompt has the drawn length
+                target = max(wanted_input, overhead + MIN_OWN_TOKENS)
+            if self._limit is not None:
+                wanted_output = min(wanted_output, self._limit - overhead - MIN_OWN_TOKENS)
+                target = min(target, self._limit - wanted_output)
+            fitted = fit_text(target, overhead, self._random, count)
             user: Message = {"role": "user", "content": fitted.text}
+            is_chat, has_turns = self._chat.endpoint == "chat", self._chat.turns > 1
+            index = len(self.requests)
             request = RequestSpec(
-                index=len(requests),
-                messages=(*history, user) if self.endpoint == "chat" else None,
-                prompt=prefix + fitted.text if self.endpoint == "completions" else None,
+                index=index,
+                messages=(*history, user) if is_chat else None,
+                prompt=None if is_chat else self._prefix(system) + fitted.text,
                 prompt_tokens=fitted.tokens,
                 output_tokens=wanted_output,
-                sampling=Sampling(temperature=self.temperature, seed=None if self.temperature == 0 else len(requests)),
-                conversation=conversation if self.turns > 1 else None,
-                turn=turn if self.turns > 1 else None,
+                sampling=Sampling(self._chat.temperature, seed=None if self._chat.temperature == 0 else index),
+                conversation=conversation if has_turns else None,
+                turn=turn if has_turns else None,
                 after=None if previous is None else previous.index,
-                think_s=0.0 if previous is None else self.think_s,
-                shared_tokens=min(base, fitted.tokens),
-                exact=fitted.tokens == target and not isinstance(counter, WordCounter),
+                think_s=0.0 if previous is None else self._chat.think_s,
+                shared_tokens=min(overhead, fitted.tokens),
+                exact=fitted.tokens == target and not isinstance(self._counter, WordCounter),
             )
-            requests.append(request)
+            self.requests.append(request)
             previous = request
-            answer: Message = {"role": "assistant", "content": " ".join(random.choices(WORDS, k=wanted_output))}
+            answer: Message = {"role": "assistant", "content": self._words(wanted_output)}
             history += [user, answer]
+
+    def _overhead(self, count: Render, system: str | None, turn: int) -> int:
+        """Tokens of everything around the user's next words."""
+        if turn:
+            return count(WORDS[0]) - 1
+        if system not in self._first_overheads:
+            self._first_overheads[system] = count(WORDS[0]) - 1
+        return self._first_overheads[system]
+
+    def _render(self, history: tuple[Message, ...], system: str | None) -> Render:
+        """Counts the prompt that ends with a text as the user's message."""
+        if self._chat.endpoint == "completions":
+            return lambda text: self._counter.count_prompt(self._prefix(system) + text)
+        return lambda text: self._counter.count_messages([*history, {"role": "user", "content": text}])
+
+    def _words(self, count: int) -> str:
+        return " ".join(self._random.choices(WORDS, k=count))
+
+    @staticmethod
+    def _prefix(system: str | None) -> str:
+        return "" if system is None else f"{system}\n\n"
 
 
 def check_endpoint(workload: str, endpoint: str) -> None:

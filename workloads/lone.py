@@ -42,7 +42,7 @@ def lone_requests(
         if max_model_len is not None:
             output = min(output, max_model_len - base - MIN_OWN_TOKENS)
             target = min(target, max_model_len - output)
-        fitted = fit_text(target, random, count_tokens)
+        fitted = fit_text(target, base, random, count_tokens)
         requests.append(
             RequestSpec(
                 index=index,

@@ -80,14 +80,13 @@ class Render(Protocol):
     def __call__(self, text: str) -> int: ...
 
 
-def fit_text(target: int, random: Random, count: Render) -> Fitted:
+def fit_text(target: int, overhead: int, random: Random, count: Render) -> Fitted:
     """Words such that ``count(text)`` is ``target`` tokens, or as near below as a few attempts come.
 
-    ``count`` includes whatever surrounds the text (template, earlier turns), so ``target`` must leave room for it; with
-    too little room a text of one word is returned, and its count tells.
+    ``count`` includes whatever surrounds the text (template, earlier turns); ``overhead`` is a guess at how many tokens
+    that takes.  With too little room a text of one word is returned, and its count tells.
     """
-    words = random.choices(WORDS, k=max(1, target))
-    words = words[: max(1, target - (count(words[0]) - 1))]
+    words = random.choices(WORDS, k=max(1, target - overhead))
     best: Fitted | None = None
     for _ in range(MAX_ATTEMPTS):
         fitted = Fitted(" ".join(words), count(" ".join(words)))

@@ -14,7 +14,7 @@ from harness.cli.display import LiveDisplay
 from harness.cli.errors import CliError, ExitCode
 from harness.cli.execute import execute, write_report
 from harness.cli.headline import headline_table, reasons
-from harness.cli.run import INTERRUPTED
+from harness.cli.run import leave
 from harness.load.plan import RunPlan, make_plan
 from harness.results.schema import CellSummary
 
@@ -71,10 +71,7 @@ def demo(
         for line in [*reasons(summary.cells), *comparison(summary.cells)]:
             typer.echo(line)
         typer.echo(str(path or out))
-    if interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if any(cell.validity == "INVALID" for cell in summary.cells):
-        raise typer.Exit(ExitCode.INVALID_RUN)
+    leave(summary, interrupted)
 
 
 def demo_plan(kv_memory: str, seed: int) -> RunPlan:

@@ -15,6 +15,7 @@ from harness.cli.errors import CliError, ExitCode
 from harness.cli.execute import execute, write_report
 from harness.cli.headline import headline_table, reasons
 from harness.load.plan import PlanError, RunPlan, load_plan, make_plan, parse_engine, parse_slo
+from harness.results.schema import Summary
 
 INTERRUPTED = 130
 
@@ -118,6 +119,11 @@ def run_plan(plan: RunPlan, out: Path | None, *, api_key: str | None, as_json: b
         for line in reasons(summary.cells):
             typer.echo(line)
         typer.echo(str(path or out))
+    leave(summary, interrupted)
+
+
+def leave(summary: Summary, interrupted: bool) -> None:
+    """End the command with the exit code that a run earned."""
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     if any(cell.validity == "INVALID" for cell in summary.cells):

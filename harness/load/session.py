@@ -100,7 +100,6 @@ class Session:
         WorkloadError, CountError and RunWriteError after that.
         """
         self._task = asyncio.current_task()
-        self._manifest.status = "failed"
         try:
             for asked in self._plan.engines:
                 async with self._engine(asked) as engine:
@@ -109,9 +108,12 @@ class Session:
                     break
             self._manifest.status = "interrupted" if self._interrupted else "complete"
         except asyncio.CancelledError:
+            self._manifest.status = "interrupted"
             if not self._interrupted:
                 raise
-            self._manifest.status = "interrupted"
+        except BaseException:
+            self._manifest.status = "failed"
+            raise
         finally:
             summary = self._finish()
         return summary

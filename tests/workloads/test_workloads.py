@@ -96,11 +96,11 @@ def test_system_prompts_are_shared_by_popularity() -> None:
 def test_fit_text_hits_every_reachable_length() -> None:
     counter, rng = Splitter(), random.Random(random.random())
     for target in rng.sample(range(2, 400), 60):
-        assert fit_text(target, rng, counter.count_prompt).tokens == target
+        assert fit_text(target, 1, rng, counter.count_prompt).tokens == target
 
 
 def test_fit_text_says_when_there_is_no_room() -> None:
-    fitted = fit_text(3, random.Random(0), lambda text: 10 + len(text.split()))
+    fitted = fit_text(3, 10, random.Random(0), lambda text: 10 + len(text.split()))
     assert (len(fitted.text.split()), fitted.tokens) == (1, 11)
 
 
