@@ -31,7 +31,7 @@ MIN_TEMPERATURE = 1e-5
 FAULT = -1  # stands in the token list where a row's logits held no finite maximum
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draw:
     """One token to draw from row ``row`` of a step's logits, as continuation ``index`` of ``sequence``'s request."""
 

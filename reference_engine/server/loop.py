@@ -218,16 +218,14 @@ class EngineLoop:
                 self._post(_answer, command.answer, None, error)
 
     def _admit(self, ticket: Ticket) -> None:
-        """All requests of a call or none."""
-        for number, request in enumerate(ticket.requests):
-            try:
+        """Add a call's requests.  If one is refused the call fails, and its ``release`` aborts those before it."""
+        try:
+            for request in ticket.requests:
                 self._engine.add(request, show_special_tokens=ticket.show_special_tokens)
-            except RequestRejected as error:
-                for earlier in ticket.requests[:number]:
-                    self._engine.abort(earlier.request_id)
-                self._post(ticket.fail, rejection(error))
-                return
-        self._post(_accept, ticket)
+        except RequestRejected as error:
+            self._post(ticket.fail, rejection(error))
+        else:
+            self._post(_accept, ticket)
 
     def _refresh_stats(self, *, force: bool) -> None:
         now = time.monotonic()

@@ -182,6 +182,22 @@ def test_stop_string_across_tokens_is_cut(rng: random.Random) -> None:
         assert outputs[where].text == ""  # held back while it may be the stop string
 
 
+def test_stops_count_from_exactly_min_tokens_on() -> None:
+    text = bytes(greedy_reference(list(b"hello"), 20)).decode()
+    place = next(i for i in range(3, 15) if text.index(text[i]) == i and text[i] not in text[i + 1 :])
+    engine, _ = make_engine()
+    for least, length in ((place + 1, place + 1), (place + 2, 20)):
+        outputs = run(engine, request(f"a{least}", "hello", replace(GREEDY, stop=(text[place],), min_tokens=least)))
+        assert len(outputs[f"a{least}", 0]) == length
+
+
+def test_a_text_may_end_with_its_first_token() -> None:
+    engine, _ = make_engine()
+    forced = SamplingParams(temperature=0.0, logit_bias=((EOS, 100.0),))
+    outputs = run(engine, request("a", "hello", forced))["a", 0]
+    assert [(o.token, o.text, o.finish_reason) for o in outputs] == [(EOS, "", FinishReason.STOP)]
+
+
 def test_max_model_len_is_the_last_limit() -> None:
     engine, _ = make_engine(max_model_len=30)
     outputs = run(engine, request("a", "abcdefghij", replace(GREEDY, max_tokens=20)))["a", 0]

@@ -325,6 +325,20 @@ def test_draws_follow_the_exact_distribution(params: SamplingParams, rng: np.ran
     assert fits(counts, expected)
 
 
+@pytest.mark.parametrize("vocab", [64, 192, 512, 49152, 50257])
+def test_the_token_is_where_the_uniform_number_falls(vocab: int, rng: np.random.Generator) -> None:
+    rows = 40
+    logits = rng.normal(0, 2, (rows, vocab)).astype(np.float32)
+    seeds = [int(seed) for seed in rng.integers(2**62, size=rows)]
+    sequences = [make_sequence(SamplingParams(seed=seed), [1, 2], []) for seed in seeds]
+    tokens = sample(logits, sequences)
+    u = uniforms(seeds, [0] * rows, [2] * rows)
+    for row, token in enumerate(tokens):
+        mass = np.cumsum(distribution(logits[row], SamplingParams()))
+        below = mass[token - 1] if token else 0.0
+        assert below - 1e-6 <= u[row] * mass[-1] < mass[token] + 1e-6
+
+
 def test_positions_of_one_seed_are_independent_draws(rng: np.random.Generator) -> None:
     vocab, n = 16, 8_000
     logits = rng.normal(0, 1, vocab).astype(np.float32)
