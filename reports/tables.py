@@ -14,6 +14,7 @@ from reports.metrics import RUNNING, TABLE, Metric
 from reports.style import LEDGER
 from reports.words import NULL_TEXT, Spread, count, mean_count, number, percent
 
+WASTE_TERMS = ("reserved", "internal", "external")  # in the order of the sum that defines KV waste
 ERROR_TEXT = 160  # characters of an error message that are shown
 NS_PER_MS = 1e6
 
@@ -121,7 +122,7 @@ def waste_rows(data: Dataset) -> list[WasteRow]:
                 continue
             pool = Spread(tuple(group.values(engine.label, lambda cell: cell.kv_reserved))).middle
             waste = Spread(tuple(group.values(engine.label, lambda cell: cell.kv_waste))).middle
-            held = [shares[word.name] for word in LEDGER if word.is_waste]
+            held = [shares[word] for word in WASTE_TERMS]
             used = 1 - shares["cached"] - shares["free"]
             terms = " + ".join(_points(share) for share in held)
             formula = f"({terms}) / (100 - {_points(shares['cached'])} - {_points(shares['free'])})"

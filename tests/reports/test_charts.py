@@ -59,9 +59,11 @@ def test_svg_has_classes_instead_of_colours_and_nothing_of_the_web(demo: Dataset
         assert {"s1", "s2"} & used or {"live"} <= used
 
 
-def test_ids_are_unique_over_all_figures(crowd: Dataset) -> None:
-    figures = [f for group in crowd.groups for f in all_figures(crowd, group)[:4]]
+def test_ids_are_unique_over_all_figures(demo: Dataset) -> None:
+    figures = [latency.ttft_figure(demo, group, 360) for group in demo.groups]
+    figures += [latency.itl_figure(demo, group, 360) for group in demo.groups]
     ids = [found for f in figures for found in re.findall(r'\bid="([^"]+)"', f.svg)]
+    assert ids
     assert len(ids) == len(set(ids))
     assert len({f.id for f in figures}) == len(figures)
 

@@ -123,16 +123,18 @@ def test_the_numbers_of_the_tiles_are_those_of_the_summary(demo_page: str, demo_
         assert f"{100 * cell.kv_waste:.1f} %" in words
 
 
-def test_the_waste_arithmetic_adds_up(demo_page: str) -> None:
+def test_the_waste_arithmetic_adds_up(demo_page: str, demo_draft: Any) -> None:
     sums = re.findall(
         r"\(([\d.]+) \+ ([\d.]+) \+ ([\d.]+)\) / \(100 - ([\d.]+) - ([\d.]+)\) = ([\d.]+) / ([\d.]+) = ([\d.]+) %",
         demo_page,
     )
-    assert len(sums) == 6
-    for row in sums:
-        internal, reserved, external, cached, free, wasted, used, share = map(float, row)
-        assert wasted == pytest.approx(internal + reserved + external, abs=0.16)
-        assert used == pytest.approx(100 - cached - free, abs=0.16)
+    order = [(w, e) for w in ("chat", "long-output", "concurrency") for e in ("paged", "contiguous")]
+    for row, (workload, engine) in zip(sums, order, strict=True):
+        cell = demo_draft.cell(engine, workload)
+        words = ("reserved", "internal", "external", "cached", "free")
+        assert [float(term) for term in row[:5]] == [round(100 * cell.kv_waste_sum[word], 1) for word in words]
+        wasted, used, share = map(float, row[5:])
+        assert share == pytest.approx(100 * cell.kv_waste, abs=0.06)
         assert share == pytest.approx(100 * wasted / used, abs=0.3)
 
 
