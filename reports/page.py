@@ -14,7 +14,7 @@ from reports.charts.figure import Figure
 from reports.dataset import Dataset, Engine, Group, load_words
 from reports.metrics import RUNNING, THROUGHPUT, TTFT
 from reports.style import LEDGER, POOL, USAGE, series_style
-from reports.verdict import Reason, Verdict, plain
+from reports.verdict import Verdict, plain
 from reports.words import DEFINITIONS, NULL_HTML, NULL_TEXT, plural
 
 # Groups that get distributions and timelines of their own; beyond that each workload shows its heaviest load.
@@ -91,14 +91,6 @@ def _legend(data: Dataset) -> list[Any]:
     return list({(word.label, word.css): word for word in words}.values())
 
 
-def by_cell(reasons: list[Reason]) -> list[list[Reason]]:
-    """Reasons of the same cell together, in their order."""
-    groups: dict[int, list[Reason]] = {}
-    for reason in reasons:
-        groups.setdefault(id(reason.cell), []).append(reason)
-    return list(groups.values())
-
-
 def left_out(panels: int) -> str:
     """Says so when not every load level has a panel of its own."""
     return f" {plural(panels, 'lighter load level')} without a panel; the table has all of them." if panels else ""
@@ -113,7 +105,6 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["groupby_cell"] = by_cell
     found.filters["shown"] = lambda text: NULL_HTML if text == NULL_TEXT else text
     found.globals["style_of"] = series_style
     found.globals["swatch"] = swatch

@@ -77,6 +77,15 @@ class Verdict:
     differences: list[str]
     group: Group | None  # what the headline and the tiles speak about
 
+    @property
+    def doubts(self) -> list[list[Reason]]:
+        """The reasons cell by cell; cells that the headline speaks about come first, then INVALID before SUSPECT."""
+        by_cell: dict[int, list[Reason]] = {}
+        for reason in self.reasons:
+            by_cell.setdefault(id(reason.cell), []).append(reason)
+        leading = [id(cell) for cells in self.group.cells.values() for cell in cells] if self.group else []
+        return sorted(by_cell.values(), key=lambda reasons: id(reasons[0].cell) not in leading)
+
 
 def judge(data: Dataset) -> Verdict:
     """The verdict on a dataset."""
@@ -286,7 +295,7 @@ def _over_workloads(data: Dataset, lead: Group, labels: list[str]) -> list[Phras
 
 
 def _agreement(data: Dataset) -> Phrase:
-    """Did the engines return the same tokens?"""
+    """Did the engines return the same text?"""
     engine_of = {(id(cell.tables), cell.info.cell_id): cell.engine.label for cell in data.cells}
     shares = [
         (share, cell.engine.label, engine_of[id(cell.tables), other], cell.info.workload.name)
@@ -299,7 +308,7 @@ def _agreement(data: Dataset) -> Phrase:
         return phrase("Whether the outputs agree was not measured.")
     share, one, other, workload = min(shares)
     if share >= 1:
-        return phrase("Outputs agree: every request compared returned the same tokens from every engine.")
+        return phrase("Outputs agree: every request compared got the same text from every engine.")
     return phrase(
         "Outputs differ: ", name(one), " and ", name(other), f" agree on {percent(share)} of requests under {workload}."
     )

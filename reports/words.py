@@ -137,7 +137,7 @@ DEFINITIONS: list[tuple[str, str]] = [
     ("Ledger", "Token states + reserved for later + internal + external + cached + free = every slot of the pool."),
     ("Preemption", "A running request lost its KV memory to another and had to be computed again."),
     ("Prefix hits", "Share of the prompt tokens that were found in the prefix cache."),
-    ("Outputs agree", "Share of requests whose output was the same, token for token, under the other engine."),
+    ("Outputs agree", "Share of requests that got the same text from the other engine."),
     (
         "VALID / SUSPECT / INVALID",
         "Can this cell be believed? Late sends, loop lag, client CPU, errors, wrong lengths decide.",

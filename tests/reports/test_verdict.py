@@ -241,3 +241,14 @@ def test_memory_that_was_never_full_decides_nothing(
     assert plain(verdict.headline).startswith("Under chat (4 requests in flight), paged gives the most output tokens/s")
     told = "KV memory was not the limit: all 4 requests in flight ran at once on paged and contiguous."
     assert told in points(verdict)
+
+
+def test_doubts_about_the_headline_come_before_others(
+    draft: Draft, engines: dict[str, Any], verdict_of: Callable[[Any], Verdict]
+) -> None:
+    run = draft([engines["paged"], engines["contiguous"]], workloads=["chat", "concurrency"])
+    elsewhere, leading = run.cell("contiguous", "chat"), run.cell("paged", "concurrency")
+    elsewhere.validity, elsewhere.reasons = "INVALID", ["errors", "late"]
+    leading.validity, leading.reasons = "SUSPECT", ["a busy client"]
+    doubts = verdict_of(run).doubts
+    assert [[reason.text for reason in doubt] for doubt in doubts] == [["a busy client"], ["errors", "late"]]
