@@ -35,7 +35,7 @@ WORKLOADS = [
     },
     {
         "name": "long-output",
-        "parameters": {"input_mean": 48, "output_mean": 256, "output_cv": 0.4, "concurrency": 16},
+        "parameters": {"input_mean": 72, "output_mean": 208, "output_cv": 0.4, "concurrency": 14},
         "rounds": 2,
     },
     {"name": "concurrency", "parameters": {"input": 64, "output": 64, "levels": [1, 4, 16]}, "rounds": 2},

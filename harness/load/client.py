@@ -59,6 +59,7 @@ class Client:
             **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
             **(headers or {}),
         }
+        self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
@@ -83,6 +84,11 @@ class Client:
         assert self._session is not None
         await self._session.close()
 
+    def _url(self, path: str) -> URL:
+        if path not in self._urls:
+            self._urls[path] = self.base_url.join(URL(path))
+        return self._urls[path]
+
     async def warm(self, connections: int, path: str) -> None:
         """Open up to ``connections`` connections ahead, by as many simultaneous GETs.  Their answers do not matter."""
 
@@ -90,7 +96,7 @@ class Client:
             assert self._session is not None
             try:
                 async with asyncio.timeout(self.timeouts.connect):
-                    async with self._session.get(self.base_url.join(URL(path)), allow_redirects=False) as response:
+                    async with self._session.get(self._url(path), allow_redirects=False) as response:
                         await response.read()
             except (aiohttp.ClientError, OSError, TimeoutError):
                 pass
@@ -107,7 +113,7 @@ class Client:
         response: aiohttp.ClientResponse | None = None
         try:
             response = await self._session.post(
-                self.base_url.join(URL(path)), data=StampedBody(body, exchange), allow_redirects=False
+                self._url(path), data=StampedBody(body, exchange), allow_redirects=False
             )
             exchange.status = response.status
             exchange.content_type = response.content_type if "Content-Type" in response.headers else ""

@@ -30,6 +30,38 @@ class Stop(Protocol):
     def is_set(self) -> bool: ...
 
 
+class Turnstile:
+    """Lets one task through in each turn of the event loop.
+
+    When many requests may start at the same moment, starting them all in one turn would leave the network unread for
+    tens of milliseconds; between turns it is polled, so that what arrives meanwhile is stamped when it arrives.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._taken = False
+
+    async def turn(self) -> None:
+        """Wait for a turn of the loop in which nobody else was let through."""
+        loop = asyncio.get_running_loop()
+        if self._taken:
+            waiter = loop.create_future()
+            self._waiting.append(waiter)
+            await waiter
+        else:
+            self._taken = True
+            loop.call_soon(self._next, loop)
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                loop.call_soon(self._next, loop)
+                return
+        self._taken = False
+
+
 def followers(requests: Sequence[RequestSpec]) -> dict[int, list[int]]:
     """Positions that each position releases when it ends."""
     positions = {request.index: position for position, request in enumerate(requests)}
@@ -46,6 +78,7 @@ async def closed_loop(requests: Sequence[RequestSpec], concurrency: int, send: S
     A slot holds one conversation at a time, think times included.  Returns whether every request was sent.
     """
     released = followers(requests)
+    turnstile = Turnstile()
     waiting = deque(position for position, request in enumerate(requests) if request.after is None)
 
     async def slot() -> None:
@@ -56,7 +89,9 @@ async def closed_loop(requests: Sequence[RequestSpec], concurrency: int, send: S
                 request = requests[position]
                 if request.after is not None:
                     await asyncio.sleep(request.think_s)
-                await send(position, Exchange(request.index, t_ready=monotonic_ns()))
+                exchange = Exchange(request.index, t_ready=monotonic_ns())
+                await turnstile.turn()
+                await send(position, exchange)
                 turns.extend(released.get(position, ()))
             if turns:
                 waiting.extendleft(reversed(turns))

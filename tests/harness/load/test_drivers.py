@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -61,14 +62,34 @@ class Engine:
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
-async def test_closed_loop_keeps_exactly_the_asked_number_in_flight(concurrency: int) -> None:
-    engine = Engine(lone(40))
+async def test_closed_loop_fills_every_slot_and_no_more(concurrency: int) -> None:
+    engine = Engine(lone(40), takes_s=0.02)
     assert await closed_loop(engine.requests, concurrency, engine.send, asyncio.Event())
     assert sorted(position for position, _ in engine.started) == list(range(40))
     assert engine.peak == concurrency
-    # After the first burst, every start follows an end at once: the level is always the asked one.
-    assert set(engine.levels[concurrency:]) == {concurrency}
+    # Each round fills every slot again: between two fillings no more requests start than there are slots.
+    full = [index for index, level in enumerate(engine.levels) if level == concurrency]
+    assert full[0] == concurrency - 1
+    assert all(later - earlier <= concurrency for earlier, later in pairwise(full))
     assert all(exchange.t_sched is None for exchange in engine.exchanges)
+
+
+async def test_starts_leave_room_for_the_network() -> None:
+    """Sixty requests that may start at once are started in sixty turns of the loop, not in one."""
+    turn = 0
+    started: list[int] = []
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    async def send(position: int, exchange: Exchange) -> None:
+        started.append(turn)
+
+    count()
+    assert await closed_loop(lone(60), 60, send, asyncio.Event())
+    assert len(set(started)) == 60
 
 
 async def test_closed_loop_with_fewer_requests_than_slots() -> None:
