@@ -105,6 +105,20 @@ async def generate(engine: RunningEngine, found: Probe) -> tuple[list[RequestRec
     return records, [text_of(exchange.body) for exchange in exchanges]
 
 
+async def stream_in_turn(engine: RunningEngine, found: Probe, count: int) -> list[str | None]:
+    """The errors of ``count`` short streams, each sent the moment that the one before has ended."""
+    dialect = dialect_of(found)
+    rules = Rules(sends_done=dialect.sends_done)
+    errors = []
+    async with Client(engine.url) as client:
+        for index in range(count):
+            spec = RequestSpec(index=index, messages=None, prompt=PROMPTS[0], prompt_tokens=0, output_tokens=2)
+            exchange, one = Exchange(index, t_ready=0), prepare(spec, dialect)
+            await client.send(exchange, one.path, one.body)
+            errors.append(settle(exchange, spec, rules=rules)[0].error)
+    return errors
+
+
 def text_of(body: bytes) -> str:
     """The text of a completions stream."""
     events = [line[5:].strip() for line in body.decode().splitlines() if line.startswith("data:")]
@@ -165,6 +179,7 @@ async def test_engine(external: Any, tmp_path: Path) -> None:
             assert [record.output_tokens for record in records] == [TOKENS] * len(PROMPTS)
         generated = sum(record.output_tokens or 0 for record in records)
         await asyncio.to_thread(check_metrics, engine, found, generated)
+        assert await stream_in_turn(engine, found, 6) == [None] * 6
         pids = engine.pids()
     assert pids
     assert not [pid for pid in pids if psutil.pid_exists(pid)]

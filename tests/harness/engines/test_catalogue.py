@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.engines.catalogue import all_recipes, find, is_reference, load_file, parse_reference, recipe_files
+from harness.engines.catalogue import (
+    BUILT_IN,
+    all_recipes,
+    find,
+    is_reference,
+    load_file,
+    parse_reference,
+    recipe_files,
+)
 from harness.engines.errors import RecipeError
 from harness.engines.installed import installed_version, require_installed
 from harness.engines.recipe import Recipe
@@ -33,6 +41,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_our_recipes_are_there_and_named_after_their_files() -> None:
     assert set(OURS) <= set(recipe_files())
+    assert (BUILT_IN / "__init__.py").is_file(), "without it the folder is left out of wheels"
     for recipe in all_recipes():
         assert recipe.name in recipe_files()
         assert recipe.summary
@@ -127,13 +136,7 @@ def test_a_user_recipe_may_replace_ours_under_the_same_name(monkeypatch: pytest.
     write(tmp_path / "config" / "pagedbench" / "recipes" / "vllm.yaml", "extends: vllm\nsummary: with my flags\n")
     recipe = find("vllm")
     assert recipe.summary == "with my flags"
-    assert recipe.command == load_file(recipe_file_of_ours("vllm")).command
-
-
-def recipe_file_of_ours(name: str) -> Path:
-    from harness.engines.catalogue import BUILT_IN
-
-    return BUILT_IN / f"{name}.yaml"
+    assert recipe.command == load_file(BUILT_IN / "vllm.yaml").command
 
 
 MINIMAL = "summary: s\nprogram: x\ncommand: ['{program}']\n"

@@ -1,0 +1,1 @@
+"""Our recipes, one YAML file an engine, and the launchers that some of them need."""
