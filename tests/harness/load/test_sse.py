@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+# Machines that run these tests are busy: no judgement by time.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 from harness.load.sse import SseEvent, SseParser
 
@@ -53,6 +56,7 @@ PIECES = [
 ENDS = [b"\n", b"\r\n", b"\r", b"\n\n", b"\r\n\r\n", b"\r\r"]
 
 
+@patient
 @given(st.lists(st.tuples(st.sampled_from(PIECES), st.sampled_from(ENDS)), max_size=12), st.booleans(), st.data())
 def test_any_cut_gives_the_events_of_the_specification(
     lines: list[tuple[bytes, bytes]], bom: bool, data: st.DataObject
@@ -62,6 +66,7 @@ def test_any_cut_gives_the_events_of_the_specification(
     assert parse(stream, [cut for cut in cuts if cut <= len(stream)]) == oracle(stream)
 
 
+@patient
 @given(st.binary(max_size=200), st.lists(st.integers(3, 200), max_size=20))
 def test_any_bytes_never_raise_and_cuts_do_not_matter(stream: bytes, cuts: list[int]) -> None:
     assert parse(stream, [cut for cut in cuts if cut <= len(stream)]) == oracle(stream)

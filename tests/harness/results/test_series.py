@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+# Machines that run these tests are busy: no judgement by time.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 from harness.results.series import Series
 
 
+@patient
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.floats(-10, 10)), min_size=1, max_size=20, unique_by=lambda s: s[0]),
     st.integers(0, 50),
