@@ -7,10 +7,10 @@ import random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.load.sse import SseEvent, SseParser
+
 # Machines that run these tests are busy: no judgement by time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-from harness.load.sse import SseEvent, SseParser
 
 
 def parse(stream: bytes, cuts: list[int] | None = None) -> list[tuple[bytes, bytes | None]]:

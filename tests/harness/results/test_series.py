@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.results.series import Series
+
 # Machines that run these tests are busy: no judgement by time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-from harness.results.series import Series
 
 
 @patient
