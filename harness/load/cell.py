@@ -23,7 +23,7 @@ monotonic_ns = time.monotonic_ns
 # So many failures without a success in between mean that the engine is gone; going on would only fill the disk.
 MAX_FAILURES_IN_A_ROW = 100
 WARM_OPEN_LOOP_CONNECTIONS = 8
-LAG_ROWS_A_WRITE = 50
+NOTES_A_WRITE = 50
 
 
 class Sink(Protocol):
@@ -77,7 +77,7 @@ class CellRun:
         self._t_start: int | None = None
         self._drive: asyncio.Task[bool] | None = None
         self._settling: asyncio.Queue[tuple[Exchange, Prepared, bool] | None] = asyncio.Queue()
-        self._lags: list[dict[str, Any]] = []
+        self._notes: list[dict[str, Any]] = []
 
     def interrupt(self) -> None:
         """Cancel what is in flight and send nothing more."""
@@ -90,6 +90,7 @@ class CellRun:
         plan = self._plan
         connections = plan.load.concurrency or WARM_OPEN_LOOP_CONNECTIONS
         await self._client.warm(min(connections, max(1, len(self._specs))), "health")
+        stale_before = self._client.stale_connections
         lag = LagMonitor(self._on_lag)
         with quiet_interpreter():
             settler = asyncio.create_task(self._settle_all())
@@ -110,7 +111,9 @@ class CellRun:
                 self._settling.put_nowait(None)
                 await lag.stop()
                 await settler
-        self._flush_lags()
+        stale = self._client.stale_connections - stale_before
+        self._note("stale_connections", monotonic_ns(), float(stale))
+        self._flush_notes()
         failed = self.progress.failures_in_a_row >= MAX_FAILURES_IN_A_ROW
         return CellOutcome(
             t_start=self._t_start or monotonic_ns(),
@@ -178,20 +181,16 @@ class CellRun:
         )
 
     def _on_lag(self, t: int, lag_ns: int) -> None:
-        self._lags.append(
-            {
-                "cell_id": self._plan.cell_id,
-                "t": t,
-                "source": "client",
-                "name": "loop_lag_ns",
-                "label": "",
-                "value": float(lag_ns),
-            }
-        )
-        if len(self._lags) >= LAG_ROWS_A_WRITE:
+        self._note("loop_lag_ns", t, float(lag_ns))
+        if len(self._notes) >= NOTES_A_WRITE:
             with contextlib.suppress(OSError):  # the next request's row meets the same disk and reports it
-                self._flush_lags()
+                self._flush_notes()
 
-    def _flush_lags(self) -> None:
-        rows, self._lags = self._lags, []
+    def _note(self, name: str, t: int, value: float) -> None:
+        """Remember a row about this client; written in batches."""
+        row = {"cell_id": self._plan.cell_id, "t": t, "source": "client", "name": name, "label": "", "value": value}
+        self._notes.append(row)
+
+    def _flush_notes(self) -> None:
+        rows, self._notes = self._notes, []
         self._sink.append("system", rows)

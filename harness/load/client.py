@@ -21,6 +21,8 @@ monotonic_ns = time.monotonic_ns
 
 # Servers close idle connections, uvicorn after 5 s; reusing one at that moment would look like a failure of the server.
 KEEPALIVE_S = 4.0
+STALE_ERRORS = (aiohttp.ClientConnectionError, OSError)
+STALE_NS = 1_000_000_000
 NEVER = 2**29  # bytes that aiohttp may buffer before it stops reading: the body is taken at its end
 
 
@@ -59,6 +61,7 @@ class Client:
             **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
             **(headers or {}),
         }
+        self.stale_connections = 0  # requests that were sent again on a fresh connection
         self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -108,20 +111,16 @@ class Client:
 
         Raises nothing but CancelledError, and that only when the caller is cancelled (the exchange is then marked).
         """
-        assert self._session is not None
         watchdog = Watchdog(exchange, self.timeouts)
-        response: aiohttp.ClientResponse | None = None
         try:
-            response = await self._session.post(
-                self._url(path), data=StampedBody(body, exchange), allow_redirects=False
-            )
-            exchange.status = response.status
-            exchange.content_type = response.content_type if "Content-Type" in response.headers else ""
-            error = response.content.exception()
-            if error is not None:
-                raise error
-            await response.content.wait_eof()
-            exchange.t_done = exchange.stamps[-1]
+            try:
+                await self._attempt(exchange, path, body)
+            except STALE_ERRORS:
+                if not is_stale(exchange):
+                    raise
+                self.stale_connections += 1
+                exchange.t_send = None
+                await self._attempt(exchange, path, body)
         except asyncio.CancelledError:
             if not watchdog.fired:
                 exchange.fail("cancelled", "the request was cancelled by this client")
@@ -135,12 +134,38 @@ class Client:
             watchdog.stop()
             if exchange.t_done is None:
                 exchange.t_done = monotonic_ns()
-            if response is not None:
-                exchange.body = take_body(response)
-                if exchange.failure is None:
-                    response.release()
-                else:
-                    response.close()
+
+    async def _attempt(self, exchange: Exchange, path: str, body: bytes) -> None:
+        """One POST on one connection, to the end of its response.  Raises what aiohttp raises."""
+        assert self._session is not None
+        response = await self._session.post(self._url(path), data=StampedBody(body, exchange), allow_redirects=False)
+        whole = False
+        try:
+            exchange.status = response.status
+            exchange.content_type = response.content_type if "Content-Type" in response.headers else ""
+            error = response.content.exception()
+            if error is not None:
+                raise error
+            await response.content.wait_eof()
+            exchange.t_done = exchange.stamps[-1]
+            whole = exchange.failure is None
+        finally:
+            exchange.body = take_body(response)
+            if whole:
+                response.release()
+            else:
+                response.close()
+
+
+def is_stale(exchange: Exchange) -> bool:
+    """Whether a request failed only because the server had closed the idle connection that we reused.
+
+    Servers close kept connections when they like.  Nothing of an answer came, and the failure came at once: sent again
+    on a fresh connection, the request is the first that the server sees (RFC 9112, section 9.3.1).  On a fresh
+    connection the same failure counts.
+    """
+    at_once = exchange.t_send is None or monotonic_ns() - exchange.t_send < STALE_NS
+    return exchange.reused_connection and not exchange.stamps and exchange.failure is None and at_once
 
 
 def take_body(response: aiohttp.ClientResponse) -> bytes:

@@ -27,6 +27,7 @@ class Exchange:
     stamps: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     body: bytes = b""
+    reused_connection: bool = False
     failure: tuple[ErrorClass, str] | None = None
 
     def fail(self, error_class: ErrorClass, sentence: str) -> None:

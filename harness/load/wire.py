@@ -60,6 +60,12 @@ class StampingProtocol(ResponseHandler):
     """Stamps every read of the exchange that holds the connection, before decoding."""
 
     exchange: Exchange | None = None
+    has_served: bool = False  # an answer has come over this connection before
+
+    def begin(self, exchange: Exchange) -> None:
+        """From now on reads belong to ``exchange``."""
+        exchange.reused_connection = self.has_served
+        self.exchange = exchange
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast(asyncio.Transport, transport)
@@ -71,6 +77,7 @@ class StampingProtocol(ResponseHandler):
     def data_received(self, data: bytes) -> None:
         now = monotonic_ns()
         super().data_received(data)
+        self.has_served = True
         exchange = self.exchange
         if exchange is not None and data:
             payload = self._payload
@@ -100,6 +107,6 @@ class StampedBody(BytesPayload):
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         protocol = writer.protocol
         if isinstance(protocol, StampingProtocol):
-            protocol.exchange = self._exchange
+            protocol.begin(self._exchange)
         await writer.write(self._value)
         self._exchange.t_send = monotonic_ns()

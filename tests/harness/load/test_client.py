@@ -79,6 +79,53 @@ async def test_connections_are_reused_and_never_more_than_the_requests_in_flight
         assert server.connections <= 3
 
 
+async def test_a_kept_connection_that_the_server_closed_is_not_the_servers_failure(server: Any) -> None:
+    """llama.cpp's server promises keep-alive and closes after a streamed answer; the next request must not fail."""
+    honest = server.stream
+
+    async def and_close(connection: Any, asked: Any) -> None:
+        await honest(connection, asked)
+        await connection.writer.drain()
+        await asyncio.sleep(0.05)  # late enough for the client to have taken the connection again
+        connection.reset()
+
+    server.script = and_close
+    async with Client(server.url) as client:
+        records = []
+        for index in range(6):
+            request = spec(index)
+            prepared = prepare(request, Dialect("words"))
+            exchange = Exchange(index, t_ready=monotonic_ns())
+            await client.send(exchange, prepared.path, prepared.body)
+            records.append(settle(exchange, request)[0])
+            await asyncio.sleep(0.01 * index)
+        assert [record.error for record in records] == [None] * 6
+        assert client.stale_connections >= 1
+    assert all(record.t_send is not None and record.t_first >= record.t_send for record in records)
+
+
+async def test_a_server_that_closes_on_a_fresh_connection_fails_the_request(server: Any) -> None:
+    served = 0
+
+    async def first_only(connection: Any, asked: Any) -> None:
+        nonlocal served
+        served += 1
+        if served == 1:
+            await server.stream(connection, asked)
+        else:
+            connection.reset()
+
+    server.script = first_only
+    async with Client(server.url) as client:
+        for index, error_class in enumerate((None, "truncated", "truncated")):
+            request = spec(index)
+            prepared = prepare(request, Dialect("words"))
+            exchange = Exchange(index, t_ready=monotonic_ns())
+            await client.send(exchange, prepared.path, prepared.body)
+            assert settle(exchange, request)[0].error_class == error_class
+    assert served == 1 + 2 + 1  # the reused connection was tried once more, the fresh one not
+
+
 async def test_chunks_of_one_read_share_a_stamp_and_say_so(server: Any, wire: Any) -> None:
     async def script(connection: Any, asked: Any) -> None:
         connection.head()
