@@ -141,24 +141,26 @@ def cells_of(repeats: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def rates(cells: list[dict[str, Any]], engine: str, level: int) -> list[float]:
-    """Tokens/s of every repeat that has one."""
+    """Tokens/s of every repeat that has one.  An INVALID cell's number counts for nothing."""
     return [
         cell["output_tokens_per_s"]
         for cell in cells
-        if cell["engine"] == engine and cell["concurrency"] == level and cell["output_tokens_per_s"] is not None
+        if (cell["engine"], cell["concurrency"]) == (engine, level)
+        and cell["validity"] != "INVALID"
+        and cell["output_tokens_per_s"] is not None
     ]
 
 
 def table(cells: list[dict[str, Any]], names: list[str], levels: Levels) -> str:
     """Median and range over the repeats."""
     width = max(len(name) for name in names)
-    lines = ["output tokens/s, median (lowest-highest) of the repeats"]
+    lines = ["output tokens/s, median (lowest-highest) x repeats that are not INVALID"]
     lines.append(f"{'engine':<{width}}" + "".join(f"{f'{level} at once':>24}" for level in levels.concurrency))
     for name in names:
         row = f"{name:<{width}}"
         for level in levels.concurrency:
             seen = rates(cells, name, level)
-            text = f"{statistics.median(seen):.1f} ({min(seen):.1f}-{max(seen):.1f})" if seen else "-"
+            text = f"{statistics.median(seen):.1f} ({min(seen):.1f}-{max(seen):.1f}) x{len(seen)}" if seen else "-"
             row += f"{text:>24}"
         lines.append(row)
     return "\n".join(lines)
