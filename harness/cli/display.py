@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -32,7 +33,7 @@ class LiveDisplay:
     def note(self, sentence: str) -> None:
         self._console.print(sentence, markup=False)
 
-    def cell_started(self, cell: CellInfo, progress: CellProgress, scraper: Scraper | None) -> None:
+    def cell_started(self, cell: CellInfo, progress: CellProgress, scrapers: Sequence[Scraper]) -> None:
         self._started = self._last_t = time.monotonic()
         self._last_tokens = 0
         if self._console.is_terminal:
@@ -49,7 +50,7 @@ class LiveDisplay:
             self._task = self._bar.add_task(cell.cell_id, total=progress.asked, live="")
             self._bar.start()
         period = BAR_PERIOD_S if self._console.is_terminal else LINE_PERIOD_S
-        self._refresh = Periodic("display", period, lambda: self._show(cell, progress, scraper))
+        self._refresh = Periodic("display", period, lambda: self._show(cell, progress, scrapers))
         self._refresh.start()
 
     def cell_ended(self, cell: CellInfo, progress: CellProgress) -> None:
@@ -68,20 +69,20 @@ class LiveDisplay:
         if progress.last_error is not None:
             self.note(f"  last failure: {progress.last_error}")
 
-    def _show(self, cell: CellInfo, progress: CellProgress, scraper: Scraper | None) -> None:
-        live = self._live(progress, scraper)
+    def _show(self, cell: CellInfo, progress: CellProgress, scrapers: Sequence[Scraper]) -> None:
+        live = self._live(progress, scrapers)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=progress.done, live=live, refresh=True)
         elif time.monotonic() - self._started > LINE_PERIOD_S / 2 and self._refresh is not None:
             self.note(f"{cell.cell_id}: {progress.done}/{progress.asked}  {live}")
 
-    def _live(self, progress: CellProgress, scraper: Scraper | None) -> str:
+    def _live(self, progress: CellProgress, scrapers: Sequence[Scraper]) -> str:
         """Live tokens/s since the last look, KV use as the engine tells it, failures."""
         now, tokens = time.monotonic(), progress.tokens
         rate = max(0, tokens - self._last_tokens) / max(1e-9, now - self._last_t)
         self._last_t, self._last_tokens = now, tokens
         parts = [f"{rate:.0f} tok/s", f"{len(progress.in_flight)} in flight"]
-        values = {} if scraper is None else scraper.latest
+        values = {name: value for scraper in scrapers for name, value in scraper.latest.items()}
         live, reserved = values.get("kv_slots_live"), values.get("kv_slots_reserved")
         if live is not None and reserved:
             parts.append(f"KV {live / reserved:.0%} live")

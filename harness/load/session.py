@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from harness.engines.catalogue import find
 from harness.engines.dialects import dialect_of
 from harness.engines.errors import EngineError, LaunchError, UnreachableError
 from harness.engines.launch import RunningEngine, launched
+from harness.engines.metrics import parse_slots
 from harness.engines.probe import Probe, probe, probe_launched
 from harness.engines.token_counter import ServerCounter
 from harness.load.cell import CellPlan, CellRun
@@ -41,7 +43,7 @@ class Display(Protocol):
 
     def note(self, sentence: str) -> None: ...
 
-    def cell_started(self, cell: CellInfo, progress: Progress, scraper: Scraper | None) -> None: ...
+    def cell_started(self, cell: CellInfo, progress: Progress, scrapers: Sequence[Scraper]) -> None: ...
 
     def cell_ended(self, cell: CellInfo, progress: Progress) -> None: ...
 
@@ -199,14 +201,14 @@ class Session:
             is_pool=schedule.is_pool,
         )
         run = CellRun(plan, client, engine.dialect, self._writer)
-        scraper = None
-        if engine.found.capabilities.metrics:
-            scraper = Scraper(engine.found.info.url, api_key=self._api_key)
-        self._display.cell_started(cell, run.progress, scraper)
+        scrapers = self._scrapers(engine.found)
+        self._display.cell_started(cell, run.progress, scrapers)
         self._cell = run
         try:
             devices = self._devices
-            with Watch(cell.cell_id, self._writer.append, scraper=scraper, pids=engine.pids, devices=devices) as watch:
+            with Watch(
+                cell.cell_id, self._writer.append, scrapers=scrapers, pids=engine.pids, devices=devices
+            ) as watch:
                 outcome = await run.run()
         finally:
             self._cell = None
@@ -218,6 +220,17 @@ class Session:
         if watch.error is not None:
             raise watch.error
 
+    def _scrapers(self, found: Probe) -> list[Scraper]:
+        """What the engine tells about itself: ``/metrics``, and the ``/slots`` of llama.cpp."""
+        scrapers = []
+        if found.capabilities.metrics:
+            scrapers.append(Scraper(found.info.url, api_key=self._api_key))
+        if found.capabilities.slots:
+            pool = found.info.settings.get("kv_tokens")
+            parse = functools.partial(parse_slots, pool_tokens=pool if isinstance(pool, int) else None)
+            scrapers.append(Scraper(found.info.url, path="/slots", api_key=self._api_key, parse=parse))
+        return scrapers
+
     async def _build(self, first: ReadyEngine) -> list[Schedule]:
         """The schedules of all engines, counted by the first that can tokenize."""
         limits = [self._plan.max_model_len, first.found.info.max_model_len]
@@ -226,7 +239,13 @@ class Session:
         with contextlib.ExitStack() as stack:
             counter = await self._counter(first, stack)
             self._display.note(f"building prompts, tokens counted by {counter.name}")
-            return await asyncio.to_thread(lambda: list(build_schedules(self._plan, counter, limit)))
+            schedules = await asyncio.to_thread(lambda: list(build_schedules(self._plan, counter, limit)))
+        inexact = sum(not request.exact for schedule in schedules for request in schedule.requests)
+        if inexact and not isinstance(counter, WordCounter):
+            self._display.note(
+                f"{inexact} prompts could not be made exactly as long as drawn; their real length is used"
+            )
+        return schedules
 
     async def _counter(self, first: ReadyEngine, stack: contextlib.ExitStack) -> TokenCounter:
         if self._plan.tokenizer is not None:

@@ -30,16 +30,16 @@ class Watch:
         cell_id: str,
         append: Append,
         *,
-        scraper: Scraper | None = None,
+        scrapers: Sequence[Scraper] = (),
         pids: Callable[[], Sequence[int]] | None = None,
         devices: NvmlSampler | None = None,
     ) -> None:
-        self.scraper = scraper
+        self._scrapers = scrapers
         self._cell_id = cell_id
         self._append = append
         own = ProcessSampler(lambda: [os.getpid()], source="client")
         self._threads = [Periodic("client", PROCESS_PERIOD_S, self._rows("system", own.sample))]
-        if scraper is not None:
+        for scraper in scrapers:
             self._threads.append(Periodic("scrape", SCRAPE_PERIOD_S, self._rows("metrics", scraper.sample)))
         if pids is not None:
             server = ProcessSampler(pids)
@@ -57,8 +57,8 @@ class Watch:
     ) -> None:
         for thread in self._threads:
             thread.stop()
-        if self.scraper is not None:
-            self.scraper.close()
+        for scraper in self._scrapers:
+            scraper.close()
 
     @property
     def error(self) -> Exception | None:

@@ -148,7 +148,7 @@ def test_a_device_tells_its_memory() -> None:
 
 def test_watch_tags_rows_and_runs_off_the_calling_thread(server_thread: Any) -> None:
     rows = Rows()
-    with Watch("cell", rows.append, scraper=Scraper(server_thread.url), pids=lambda: [os.getpid()]) as watch:
+    with Watch("cell", rows.append, scrapers=[Scraper(server_thread.url)], pids=lambda: [os.getpid()]) as watch:
         wait_for(lambda: len({row["t"] for row in rows.tables["metrics"]}) >= 3)
     assert watch.error is None
     assert all(row["cell_id"] == "cell" for table in rows.tables.values() for row in table)
@@ -161,7 +161,7 @@ def test_watch_tags_rows_and_runs_off_the_calling_thread(server_thread: Any) -> 
 def test_a_gauge_is_read_during_the_load_not_after_it(server_thread: Any) -> None:
     """Peak KV use equals the script's, although the pool is empty again when the watch ends."""
     rows = Rows()
-    with Watch("cell", rows.append, scraper=Scraper(server_thread.url)):
+    with Watch("cell", rows.append, scrapers=[Scraper(server_thread.url)]):
         server_thread.running = 40
         wait_for(lambda: any(row["name"] == "kv_slots_live" and row["value"] == 480 for row in rows.tables["metrics"]))
         server_thread.running = 0
@@ -172,7 +172,7 @@ def test_a_full_disk_is_reported(server_thread: Any) -> None:
     def full(table: str, rows: Iterable[Mapping[str, Any]]) -> None:
         raise OSError("no space left on device")
 
-    with Watch("cell", full, scraper=Scraper(server_thread.url)) as watch:
+    with Watch("cell", full, scrapers=[Scraper(server_thread.url)]) as watch:
         wait_for(lambda: watch.error is not None)
     assert "no space left" in str(watch.error)
 
