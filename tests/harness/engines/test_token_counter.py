@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from random import Random
 from typing import Any
 
 import pytest
 from fake_api import FakeApi, serving
 
 from harness.engines.token_counter import ServerCounter
-from workloads.tokens import CountError, fit_text
+from workloads.registry import make_workload
+from workloads.tokens import CountError
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -44,8 +44,9 @@ async def test_llama_cpp_dialect() -> None:
 
 async def test_it_is_what_workloads_need() -> None:
     api = FakeApi(tokenize="vllm")
-    fitted = await ask(api, "vllm", lambda c: fit_text(64, Random(), c.count_prompt))
-    assert len(fitted.text) == fitted.tokens
+    workload = make_workload("long-output", {"input_mean": 200.0, "input_cv": 0.0})
+    requests = await ask(api, "vllm", lambda c: workload.requests(2, 1, c))
+    assert all(request.prompt_tokens == len(request.prompt) for request in requests)
 
 
 @pytest.mark.parametrize(
