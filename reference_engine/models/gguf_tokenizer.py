@@ -71,7 +71,10 @@ def _byte_level_bpe(file: GgufFile, pieces: list[str]) -> tokenizers.Tokenizer:
     merges = [(left, right) for left, _, right in split]
     pre = str(file.get("tokenizer.ggml.pre") or "default")
     vocab = {piece: index for index, piece in enumerate(pieces)}
-    backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST))
+    try:
+        backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelLoadError(f"{file.path} carries a damaged tokenizer ({error}); download the file again") from None
     if pre in _GPT2_NAMES:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     elif pre in _DIGIT_NAMES:
