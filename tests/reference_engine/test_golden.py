@@ -1,8 +1,8 @@
 """SmolLM2 through scheduler and runner against golden tokens that transformers generated from the same weights.
 
 Positions whose two best reference logits differ by less than 0.01 are judged by the logits; everywhere the reference's
-two best logits must be met within 1e-3.  Each sequence then continues with the reference's token, so one near-tie cannot
-hide what follows.
+two best logits must be met within 1e-3.  Each sequence then goes on with the reference token, so one near-tie cannot hide
+what follows.
 """
 
 from __future__ import annotations
