@@ -13,7 +13,9 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pagedbench")
     group.addoption("--slow", action="store_true", help="also run tests that take minutes")
-    group.addoption("--external", action="store_true", help="also run tests against other engines (see docs/engines.md)")
+    group.addoption(
+        "--external", action="store_true", help="also run tests against other engines (see docs/engines.md)"
+    )
 
 
 def has_cuda() -> bool:

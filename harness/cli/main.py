@@ -22,12 +22,16 @@ class Entry(NamedTuple):
 
 
 COMMANDS: dict[str, Entry] = {
-    "demo": Entry("harness.cli.demo:demo", "Real small model, paged against contiguous KV, three workloads, one report."),
+    "demo": Entry(
+        "harness.cli.demo:demo", "Real small model, paged against contiguous KV, three workloads, one report."
+    ),
     "serve": Entry("harness.cli.serve:serve", "Serve a model with the reference engine (OpenAI API)."),
     "run": Entry("harness.cli.run:run", "Drive engines with workloads; write a run directory and a report."),
     "report": Entry("harness.cli.report:report", "Rebuild the report of run directories (HTML, Markdown, CSV, JSON)."),
     "engines": Entry("harness.cli.engines:engines", "List the engines that can be launched and what is installed."),
-    "workloads": Entry("harness.cli.workloads:workloads", "Print the exact schedule and digests that a workload gives."),
+    "workloads": Entry(
+        "harness.cli.workloads:workloads", "Print the exact schedule and digests that a workload gives."
+    ),
     "kernels": Entry("harness.cli.kernels:kernels", "Check and time the attention kernels on this device."),
 }
 
@@ -35,7 +39,7 @@ COMMANDS: dict[str, Entry] = {
 def load(entry: Entry) -> Callable[..., Any]:
     """Import a subcommand's function."""
     module_name, _, function = entry.target.partition(":")
-    return getattr(importlib.import_module(module_name), function)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module_name), function)
 
 
 class LazyGroup(TyperGroup):
@@ -44,7 +48,7 @@ class LazyGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:  # type: ignore[override]
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
         entry = COMMANDS.get(cmd_name)
         return None if entry is None else TyperCommand(cmd_name, short_help=entry.summary)
 
