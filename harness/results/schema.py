@@ -252,7 +252,9 @@ class CellSummary(Strict):
     device_used_bytes: float | None = None
     client_lag_ms_p99: float | None = None
     client_cpu_percent: float | None = None
-    tokens_identical_to: dict[str, float] = Field(default_factory=dict)  # other cell -> share of requests with equal output
+    tokens_identical_to: dict[str, float] = Field(
+        default_factory=dict
+    )  # other cell -> share of requests with equal output
 
 
 class Summary(Strict):

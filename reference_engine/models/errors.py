@@ -7,7 +7,7 @@ class ModelLoadError(ValueError):
     """A model that cannot be loaded; the message is shown to the user as it is."""
 
 
-class ChatTemplateMissing(ModelLoadError):  # noqa: N818 - reads as the condition it names
+class ChatTemplateMissing(ModelLoadError):
     """A chat was to be rendered with a model that carries no chat template."""
 
 
