@@ -1,8 +1,9 @@
 """Attention through the Triton kernels: store the new K/V, attend, merge.  No host sync, no allocation but the output.
 
-Runs on a CUDA (or ROCm) device; on CPU tensors only inside Triton's interpreter (``TRITON_INTERPRET=1``), which is how the tests
-prove it.  Under a CUDA graph the caller passes the ladder's batch size and the longest length the graph may meet as
-``meta.num_seqs`` and ``meta.max_seq_len``; the plan, hence every launch, then depends on nothing that changes between replays.
+Runs on a CUDA (or ROCm) device; on CPU tensors only inside Triton's interpreter (``TRITON_INTERPRET=1``), which is
+how the tests prove it.  Under a CUDA graph the caller passes the ladder's batch size and the longest length the graph
+may meet as ``meta.num_seqs`` and ``meta.max_seq_len``; the plan, hence every launch, then depends on nothing that
+changes between replays.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def describe_device(device: torch.device) -> Device:
 class TritonPagedAttention:
     """:class:`~reference_engine.attention.base.AttentionBackend` over the Triton kernels.
 
-    ``deterministic``: a row's result has the same bits whatever else is in the batch and however its sequence was chunked.
+    ``deterministic``: a row's result has the same bits whatever else is in the batch and however its sequence was
+    chunked.
     """
 
     name = "triton"
@@ -140,7 +142,9 @@ class TritonPagedAttention:
         if self._scratch.numel() < needed:
             # Captured CUDA graphs go on writing to the buffer they saw, so an outgrown one is kept.
             self._outgrown.append(self._scratch)
-            self._scratch = torch.empty(max(needed, 2 * self._scratch.numel()), dtype=torch.float32, device=query.device)
+            self._scratch = torch.empty(
+                max(needed, 2 * self._scratch.numel()), dtype=torch.float32, device=query.device
+            )
         acc, rest = self._scratch[: parts * head_dim], self._scratch[parts * head_dim :]
         return acc.view(parts, head_dim), rest[:parts], rest[parts : 2 * parts]
 

@@ -35,7 +35,8 @@ class Case:
     @property
     def kv_bytes(self) -> int:
         """Bytes of K and V that must be read once."""
-        live = sum(min(s, q + self.window - 1) if self.window else s for q, s in zip(self.query_lens, self.seq_lens))
+        lengths = zip(self.query_lens, self.seq_lens, strict=True)
+        live = sum(min(s, q + self.window - 1) if self.window else s for q, s in lengths)
         return 2 * live * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
     @property
@@ -47,7 +48,7 @@ class Case:
     def flops(self) -> int:
         """Multiply-adds of both products under the causal mask (and window), two operations each."""
         pairs = 0
-        for q, s in zip(self.query_lens, self.seq_lens):
+        for q, s in zip(self.query_lens, self.seq_lens, strict=True):
             positions = range(s - q, s)
             pairs += sum(min(p + 1, self.window) if self.window else p + 1 for p in positions)
         return 4 * pairs * self.num_heads * self.head_dim
@@ -72,13 +73,15 @@ class Problem:
     def new_rows(self) -> tuple[Tensor, Tensor]:
         """K and V of this step's tokens, ``[T, Hkv, D]``."""
         lens = self.case.query_lens
-        key = torch.cat([k[len(k) - n :] for k, n in zip(self.keys, lens)])
-        value = torch.cat([v[len(v) - n :] for v, n in zip(self.values, lens)])
+        key = torch.cat([k[len(k) - n :] for k, n in zip(self.keys, lens, strict=True)])
+        value = torch.cat([v[len(v) - n :] for v, n in zip(self.values, lens, strict=True)])
         return key, value
 
 
 def build_problem(case: Case, device: torch.device, *, seed: int, poison: float = float("nan")) -> Problem:
-    """Random K/V behind shuffled block tables.  Slots that hold no token, and spare blocks, are filled with ``poison``."""
+    """Random K/V behind shuffled block tables.  Slots that hold no token, and spare blocks, are filled with
+    ``poison``; block 0 is one of them.
+    """
     generator = torch.Generator(device=device).manual_seed(seed)
     hkv, dim, page = case.num_kv_heads, case.head_dim, case.page
 
@@ -87,12 +90,13 @@ def build_problem(case: Case, device: torch.device, *, seed: int, poison: float 
 
     blocks = [-(-s // page) for s in case.seq_lens]
     num_blocks = sum(blocks) + 3
-    order = torch.randperm(num_blocks, generator=generator, device=device).to(torch.int32)
+    # Block 0 is always a spare: it is what a masked table entry reads as.
+    order = 1 + torch.randperm(num_blocks - 1, generator=generator, device=device).to(torch.int32)
     tables = torch.full((len(blocks), max(1, *blocks)), -1, dtype=torch.int32, device=device)
     key_cache = torch.full((num_blocks, page, hkv, dim), poison, dtype=case.dtype, device=device)
     value_cache = torch.full_like(key_cache, poison)
     keys, values, slots, used = [], [], [], 0
-    for i, (length, count) in enumerate(zip(case.seq_lens, blocks)):
+    for i, (length, count) in enumerate(zip(case.seq_lens, blocks, strict=True)):
         tables[i, :count] = order[used : used + count]
         used += count
         keys.append(draw(length, hkv, dim))
@@ -123,7 +127,7 @@ def exact_attention(problem: Problem) -> Tensor:
     case = problem.case
     group = case.num_heads // case.num_kv_heads
     parts, start = [], 0
-    for q_len, s_len, key, value in zip(case.query_lens, case.seq_lens, problem.keys, problem.values):
+    for q_len, s_len, key, value in zip(case.query_lens, case.seq_lens, problem.keys, problem.values, strict=True):
         query = problem.query[start : start + q_len].double()
         start += q_len
         rows = []

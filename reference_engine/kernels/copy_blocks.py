@@ -7,7 +7,7 @@
 
     grid (N, chunks of a block).
 """
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def copy_blocks_kernel(
 
 
 def copy_blocks_launch(source: Tensor, target: Tensor, pairs: Tensor) -> Launch:
-    """Prepare the launch.  Blocks are contiguous inside; ``source`` and ``target`` have one dtype and one block shape."""
+    """Prepare the launch.  Blocks are contiguous inside; ``source`` and ``target`` have one dtype and one block
+    shape.
+    """
     elements = source[0].numel()
     return Launch(
         kernel=copy_blocks_kernel,

@@ -1,8 +1,9 @@
-"""Choose tile sizes, warps and splits of a paged-attention launch.  A pure function of numbers the host knows; no torch.
+"""Choose tile sizes, warps and splits of a paged-attention launch.  A pure function of numbers the host knows; no
+torch.
 
-Nothing is tuned at run time.  ``tuned/<device name>.json`` holds what ``tests/gpu/bench_all.py`` measured best on that device;
-without a table the defaults below hold.  CUDA-graph capture and replay get the same plan because both ask with the same numbers
-(the ladder's batch size and the engine's maximum length).
+Nothing is tuned at run time.  ``tuned/<device name>.json`` holds what ``tests/gpu/bench_all.py`` measured best on
+that device; without a table the defaults below hold.  CUDA-graph capture and replay get the same plan because both
+ask with the same numbers (the ladder's batch size and the engine's maximum length).
 """
 
 from __future__ import annotations
@@ -93,10 +94,12 @@ def default_tiling(kind: str, head_dim_pad: int, query_bytes: int, capability: t
     if kind == "decode":
         return Tiling(block_m=16, tile=32 if wide else 64, num_warps=4, num_stages=3 if not wide else 2, occupancy=3)
     if kind == "deterministic":
-        return Tiling(block_m=64, tile=32 if wide else 64, num_warps=8 if wide else 4, num_stages=2, occupancy=2)
+        return Tiling(block_m=64, tile=32, num_warps=8, num_stages=2, occupancy=2)
     if capability >= (9, 0) and not wide:
-        return Tiling(block_m=128, tile=64, num_warps=8, num_stages=2, occupancy=1)
-    return Tiling(block_m=64, tile=32, num_warps=8 if wide else 4, num_stages=2, occupancy=2)
+        # On sm_90, 128 registers let two programs share a multiprocessor: one computes while the other waits.
+        cap = 128 if capability == (9, 0) else 0
+        return Tiling(128, 64, num_warps=8, num_stages=2, occupancy=2, prefetch=False, max_registers=cap)
+    return Tiling(block_m=64, tile=32, num_warps=8 if wide and capability < (10, 0) else 4, num_stages=2, occupancy=2)
 
 
 @lru_cache(maxsize=4096)
@@ -116,8 +119,8 @@ def choose_launch(
 ) -> LaunchPlan:
     """Plan one attention call.  Lengths in tokens, ``*_bytes`` per element.  ``tiling`` overrides the device's table.
 
-    Deterministic plans depend on the model and the device alone in everything that orders a sum; only where the runs are
-    computed (one program or many) depends on the batch.
+    Deterministic plans depend on the model and the device alone in everything that orders a sum; only where the runs
+    are computed (one program or many) depends on the batch.
     """
     group = num_heads // num_kv_heads
     head_dim_pad = max(16, next_power_of_2(head_dim))
@@ -158,8 +161,8 @@ def choose_launch(
 def count_splits(programs: int, max_seq_len: int, sm_count: int, occupancy: int) -> int:
     """Splits a sequence so that ``programs * splits`` just fills whole waves of the device.
 
-    The slowest program ends the launch, so time ~ waves * (work of one program); among the useful counts take the first with
-    the smallest product (fewest splits at equal time: each costs a merge).
+    The slowest program ends the launch, so time ~ waves * (work of one program); among the useful counts take the
+    first with the smallest product (fewest splits at equal time: each costs a merge).
     """
     slots = sm_count * occupancy
     most = min(MAX_SPLITS, ceil_div(max_seq_len, MIN_SPLIT))

@@ -1,8 +1,8 @@
 """One prepared kernel launch: what production runs, what the ahead-of-time tests compile, from the same values.
 
 Every kernel file has a ``*_launch`` function that turns tensors and a plan into a :class:`Launch`.  Production calls
-``Launch.run``; the ahead-of-time test group passes the very same arguments to ``Launch.warmup`` for each target, so that a
-stride or an alignment that production loses shows there as a lost instruction kind.
+``Launch.run``; the ahead-of-time test group passes the very same arguments to ``Launch.warmup`` for each target, so
+that a stride or an alignment that production loses shows there as a lost instruction kind.
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@
 
     grid (T, Hq), one row a program
 
-Splits by count are joined CHUNK at a time around the maximum of them all, every load of a chunk in flight at once.  Splits by
-size (deterministic mode) are joined one after another from the first, with the arithmetic that paged_attention.py uses when one
-program does all runs, so that both give the same bits.
+Splits by count are joined CHUNK at a time around the maximum of them all, every load of a chunk in flight at once.
+Splits by size (deterministic mode) are joined one after another from the first, with the arithmetic that
+paged_attention.py uses when one program does all runs, so that both give the same bits.
 
 A row whose splits are all empty (graph padding: a sequence of length 0) gets zeros; rows past the last sequence too.
 """
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def merge_splits_kernel(
         used = 0
     elif SPLIT_SIZE > 0:
         # The longest sequence sets the number of splits; a row need not look at those past its own end.
-        if DECODE:
+        if DECODE:  # noqa: SIM108 - a constexpr branch: only one side is compiled
             seq = tl.program_id(0)
         else:
             seq = find_sequence_of_row(query_start_loc_ptr, num_seqs, tl.program_id(0))

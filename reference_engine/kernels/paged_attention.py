@@ -2,7 +2,8 @@
 
 ::
 
-    cache       key, value: [num_blocks, page, Hkv, D]; position p of a sequence lives in block table[p // page], slot p % page
+    cache       key, value: [num_blocks, page, Hkv, D]; position p of a sequence lives in block table[p // page], slot
+                p % page
     Q block     BLOCK_Q tokens x (Hq / Hkv) heads of one K/V head, packed as the BLOCK_M rows of tl.dot
                 row m -> token m // GROUP, query head kv_head * GROUP + m % GROUP
     K/V tile    TILE positions, whatever the page size: a vector of block ids is loaded, then TILE rows are gathered
@@ -13,18 +14,19 @@
                 else: T // BLOCK_Q + B, an upper bound known without a sync; surplus programs return at once
 
     Two ways to split    by count: the sequence's tiles in ``num_splits`` equal runs (the fewest idle processors)
-                         by size:  runs of SPLIT_SIZE positions at absolute boundaries, so that the order of every sum depends
+                         by size:  runs of SPLIT_SIZE positions at absolute boundaries, so that the order of every sum
+                                   depends
                                    on the row's own sequence alone (deterministic mode).  With one program for all of a
                                    sequence (prefill) the same runs are joined inside the kernel by the same arithmetic.
 
-Numbers: scores and softmax in fp32, online, in base 2; the products are tl.dot on the cache's dtype with fp32 accumulation
-(an fp8 cache is widened to the query's dtype first).  K/V rows outside the split or the sequence are never loaded, so a NaN in
-an unused slot cannot enter.
+Numbers: scores and softmax in fp32, online, in base 2; the products are tl.dot on the cache's dtype with fp32
+accumulation (an fp8 cache is widened to the query's dtype first).  K/V rows outside the split or the sequence are
+never loaded, so a NaN in an unused slot cannot enter.
 
-Method: PagedAttention (Kwon et al., SOSP 2023), FlashAttention-2 (Dao, 2023), Flash-Decoding, "The Anatomy of a Triton Attention
-Kernel" (arXiv 2511.11581) for Q blocks that pack the group and the search for the sequence.
+Method: PagedAttention (Kwon et al., SOSP 2023), FlashAttention-2 (Dao, 2023), Flash-Decoding, "The Anatomy of a
+Triton Attention Kernel" (arXiv 2511.11581) for Q blocks that pack the group and the search for the sequence.
 """
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 
@@ -132,7 +134,7 @@ def _attend_tile(
     else:
         to_base_2 = qk_scale
     if MASKED:
-        seen = (pos[None, :] <= query_pos[:, None]) & (pos < kv_end)[None, :]
+        seen = pos[None, :] <= query_pos[:, None]
         if WINDOW > 0:
             seen = seen & (pos[None, :] > query_pos[:, None] - WINDOW)
         scores = tl.where(seen, scores, float("-inf"))
@@ -319,7 +321,14 @@ def paged_attention_kernel(
             if PREFETCH:
                 blocks = following
 
+    # Read again rather than kept: what the epilogue needs of the rows would hold registers all through the loops.
+    offs_m += tl.load(query_start_loc_ptr + seq) - query_start
+    row_live = (offs_m < BLOCK_Q * GROUP) & (first_token + offs_m // GROUP < query_len)
+    dim_live = row_live[:, None]
+    if HEAD_DIM != HEAD_DIM_PAD:
+        dim_live = dim_live & (offs_d < HEAD_DIM)[None, :]
     if STORE_PARTIAL:
+        part = (offs_m // GROUP * NUM_HEADS + offs_m % GROUP) * num_splits
         tl.store(part_max_ptr + part, row_max, mask=row_live)
         tl.store(part_sum_ptr + part, row_sum, mask=row_live)
         tl.store(part_acc_ptr + (part[:, None] * HEAD_DIM + offs_d[None, :]), acc, mask=dim_live)
@@ -413,4 +422,3 @@ def paged_attention_launch(
             **({"maxnreg": plan.max_registers} if plan.max_registers else {}),
         },
     )
-

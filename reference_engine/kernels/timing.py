@@ -1,7 +1,8 @@
 """Honest times and this device's own two ceilings.
 
-Rules kept here: inputs are random and larger than L2 or rotated, launches are replayed from a CUDA graph so that the host is
-out of the number, each replay is timed with device events, the median of many is reported with its 10th and 90th percentile.
+Rules kept here: inputs are random and larger than L2 or rotated, launches are replayed from a CUDA graph so that the
+host is out of the number, each replay is timed with device events, the median of many is reported with its 10th and
+90th percentile.
 """
 
 from __future__ import annotations

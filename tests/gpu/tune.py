@@ -1,7 +1,7 @@
 """Offline tuner: time many tilings of the attention kernel on this device and keep the best of each kind.
 
-Compiles run in worker processes (Triton's disk cache hands the binaries over), so that the device waits for none of them.
-The table goes to ``reference_engine/kernels/tuned/<device>.json``, where ``choose_launch`` finds it.
+Compiles run in worker processes (Triton's disk cache hands the binaries over), so that the device waits for none of
+them. The table goes to ``reference_engine/kernels/tuned/<device>.json``, where ``choose_launch`` finds it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def plan_for(case: Case, trial: Trial, device: Device, *, deterministic: bool = 
 def compile_trials(case: Case, trials: Sequence[Trial], deterministic: bool) -> list[str]:
     """Worker: compile each trial by running it once on a small problem of the same specialisation."""
     device = torch.device("cuda")
-    small = replace(case, query_lens=tuple(min(q, 3) for q in case.query_lens[:2]), seq_lens=(64, 64)[: len(case.seq_lens)])
+    small = replace(
+        case, query_lens=tuple(min(q, 3) for q in case.query_lens[:2]), seq_lens=(64, 64)[: len(case.seq_lens)]
+    )
     problem = build_problem(small, device, seed=0)
     backend = TritonPagedAttention(device)
     failures = []

@@ -1,7 +1,8 @@
 """Compile production launches for any target on a machine without a GPU, and read what the compiler made of them.
 
-A fake driver names the target; ``kernel.warmup`` then specialises exactly as a launch on that device would.  Method and traps:
-Triton's own ahead-of-time path (``ASTSource`` / ``GPUTarget``), read back with the ``ptxas`` and ``cuobjdump`` of its wheel.
+A fake driver names the target; ``kernel.warmup`` then specialises exactly as a launch on that device would.  Method
+and traps: Triton's own ahead-of-time path (``ASTSource`` / ``GPUTarget``), read back with the ``cuobjdump`` of its
+wheel.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from triton.backends.driver import DriverBase
 
 from reference_engine.kernels.launcher import Launch
 
-# Shared memory one block may ask for, bytes (CUDA programming guide, table of compute capabilities; 64 KB of LDS on CDNA3).
+# Shared memory one block may ask for, bytes (CUDA programming guide, table of compute capabilities; 64 KB of LDS on
+# CDNA3).
 SHARED_LIMIT = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 
 PTX_KINDS = {
@@ -73,7 +75,9 @@ class FakeDriver(DriverBase):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel uses.  ``spill``: bytes of spill stores and loads; ``kinds``: instruction kinds present."""
+    """What one compiled kernel uses.  ``spill``: bytes a thread keeps on the stack; ``kinds``: instruction kinds
+    present.
+    """
 
     registers: int
     spill: int
@@ -86,7 +90,9 @@ class Resources:
 
 def target_of(arch: str) -> GPUTarget:
     """``sm_90`` or ``gfx942`` as Triton's target."""
-    return GPUTarget("hip", arch, 64) if arch.startswith("gfx") else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    return (
+        GPUTarget("hip", arch, 64) if arch.startswith("gfx") else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    )
 
 
 def compile_for(launch: Launch, arch: str) -> Resources:
@@ -101,22 +107,20 @@ def compile_for(launch: Launch, arch: str) -> Resources:
         return Resources(number("vgpr_count"), 4 * number("vgpr_spill_count"), shared, kinds)
     text = compiled.asm["ptx"]
     kinds = tuple(kind for kind, pattern in PTX_KINDS.items() if re.search(pattern, text))
-    registers, spill = ptxas_usage(text, int(arch.removeprefix("sm_")))
-    return Resources(registers, spill, shared, kinds)
+    registers, stack = cubin_usage(compiled.asm["cubin"], int(arch.removeprefix("sm_")))
+    return Resources(registers, stack, shared, kinds)
 
 
-def ptxas_usage(ptx: str, arch: int) -> tuple[int, int]:
-    """(registers, bytes of spill stores + loads) that ``ptxas -v`` reports."""
-    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+def cubin_usage(cubin: bytes, arch: int) -> tuple[int, int]:
+    """(registers, bytes of stack) of a thread, as ``cuobjdump -res-usage`` reports them."""
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    ptxas = get_ptxas(arch).path
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        report = subprocess.run(
-            [ptxas, "-v", f"--gpu-name={sm_arch_from_capability(arch)}", str(source), "-o", f"{folder}/kernel.cubin"],
-            capture_output=True, text=True, check=True,
-        ).stderr  # fmt: skip
-    registers = max(int(n) for n in re.findall(r"Used (\d+) registers", report))
-    spill = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", report))
-    return registers, spill
+    tool = Path(get_ptxas(arch).path).with_name("cuobjdump")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    if usage is None:
+        raise ValueError(f"cuobjdump reports no usage: {report!r}")
+    return int(usage[1]), int(usage[2])
