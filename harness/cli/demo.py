@@ -30,15 +30,15 @@ KV_MEMORY = "192MiB"
 WORKLOADS = [
     {
         "name": "chat",
-        "parameters": {"scale": 0.25, "system_prompts": 3, "system_tokens": 48, "concurrency": 24},
+        "parameters": {"scale": 0.25, "system_prompts": 3, "system_tokens": 48, "concurrency": 20},
         "rounds": 2,
     },
     {
         "name": "long-output",
-        "parameters": {"input_mean": 72, "output_mean": 208, "output_cv": 0.4, "concurrency": 14},
+        "parameters": {"input_mean": 80, "output_mean": 232, "output_cv": 0.4, "concurrency": 14},
         "rounds": 2,
     },
-    {"name": "concurrency", "parameters": {"input": 64, "output": 64, "levels": [1, 4, 16]}, "rounds": 2},
+    {"name": "concurrency", "parameters": {"input": 64, "output": 48, "levels": [1, 4, 16]}, "rounds": 2},
 ]
 
 
