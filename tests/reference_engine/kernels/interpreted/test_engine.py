@@ -1,0 +1,70 @@
+"""The engine on ``--attention triton``, eager and through the graph runner's padded rows, says what ``gather`` says."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reference_engine.attention.gather import GatherAttention
+from reference_engine.attention.triton_paged import TritonPagedAttention
+from reference_engine.config import CacheConfig
+from reference_engine.graphs import batch_ladder
+from reference_engine.kernels.ops import TritonOps
+from reference_engine.models.ops import Ops, TorchOps
+from reference_engine.request import Request, SamplingParams
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "gpu"))
+from random_model import TINY, make_engine, make_runner, random_model
+
+CPU = torch.device("cpu")
+Text = dict[str, list[int]]
+
+
+def requests(seed: int) -> list[Request]:
+    """Prompts around the edges of a block; two share a prefix; all greedy."""
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(TINY.vocab_size) for _ in range(n)] for n in (3, 16, 17, 40)]
+    prompts.append(prompts[3][:32] + [5, 6])
+    params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    return [Request(f"r{i}", tuple(prompt), params) for i, prompt in enumerate(prompts)]
+
+
+def generate(attention: str, ops: Ops, seed: int, *, graphs: int = 0, blocks: int = 64, budget: int = 24) -> Text:
+    backend = GatherAttention() if attention == "gather" else TritonPagedAttention(CPU)
+    model = random_model(TINY, ops, CPU, torch.float32, seed=seed, spread=0.3)
+    runner = make_runner(model, backend, CacheConfig(num_blocks=blocks, block_size=16), graphs=graphs, max_model_len=64)
+    runner.poison()
+    engine = make_engine(runner, max_num_seqs=4, max_num_batched_tokens=budget, max_model_len=64)
+    for request in requests(seed):
+        engine.add(request)
+    text: Text = {}
+    while engine.has_work:
+        for output in engine.step():
+            assert output.error is None
+            assert output.token is not None
+            text.setdefault(output.request_id, []).append(output.token)
+    return text
+
+
+@pytest.mark.parametrize("graphs", [0, 4])
+def test_triton_says_what_gather_says(graphs: int, seed: int) -> None:
+    expected = generate("gather", TorchOps(), seed)
+    assert len(expected) == 5
+    assert generate("triton", TritonOps(), seed, graphs=graphs) == expected
+
+
+def test_under_preemption_and_small_chunks(seed: int) -> None:
+    expected = generate("gather", TorchOps(), seed)
+    assert generate("triton", TritonOps(), seed, graphs=4, blocks=9, budget=7) == expected
+
+
+def test_ladder_covers_every_size() -> None:
+    for largest in (1, 3, 8, 64, 100, 256, 300):
+        ladder = batch_ladder(largest)
+        assert ladder == tuple(sorted(set(ladder)))
+        assert ladder[-1] == largest
+        assert all(any(size <= rung for rung in ladder) for size in range(1, largest + 1))
