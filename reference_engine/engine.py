@@ -117,11 +117,18 @@ class Engine:
         return True
 
     def step(self) -> list[SequenceOutput]:
-        """Plan, compute, sample and commit one step; the new tokens of every sequence that got one."""
-        started = time.perf_counter()
-        plan = self.scheduler.schedule()
+        """Plan and run one step; the new tokens of every sequence that got one."""
+        return self.run(self.plan())
+
+    def plan(self) -> StepPlan:
+        """The next step; ``run`` it before anything else is planned."""
+        return self.scheduler.schedule()
+
+    def run(self, plan: StepPlan) -> list[SequenceOutput]:
+        """Compute, sample and commit a planned step."""
         if plan.is_empty:
             return []
+        started = time.perf_counter()
         if self._plan_log is not None:
             self._plan_log.write(plan)
         try:

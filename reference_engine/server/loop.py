@@ -183,7 +183,10 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._obey():
-                outputs = self._engine.step()
+                plan = self._engine.plan()
+                # Now, too: a step can take long, and until it ends this is what runs and holds blocks.
+                self._refresh_stats(force=False)
+                outputs = self._engine.run(plan)
                 # Before the outputs go out: who has its answer and then reads the metrics finds it counted.
                 self._refresh_stats(force=not self._engine.has_work)
                 if outputs:
