@@ -11,8 +11,8 @@
     seq_lens        theirs                    0: attention reads no block and gives zeros
     block_tables    theirs                    left over from earlier steps, never read
 
-What is launched depends on the ladder's size and on ``max_model_len`` alone, so capture and replay choose the same launch plan.
-Steps with a prefill chunk in them, with prompt logprobs, or larger than the ladder run eagerly.
+What is launched depends on the ladder's size and on ``max_model_len`` alone, so capture and replay choose the same
+launch plan. Steps with a prefill chunk in them, with prompt logprobs, or larger than the ladder run eagerly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ TRASH_SLOT = -1
 
 
 def batch_ladder(largest: int) -> tuple[int, ...]:
-    """Batch sizes that get a graph, ascending: fine steps where a padded row costs much, coarse ones above; ends in ``largest``."""
+    """Batch sizes that get a graph, ascending: fine steps where a padded row costs much, coarse ones above; ends in
+    ``largest``.
+    """
     steps = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, largest, 64)]
     return (*(size for size in steps if size < largest), largest)
 
@@ -53,8 +55,9 @@ class _Staging:
 class GraphRunner(ModelRunner):
     """A :class:`ModelRunner` that replays graphs for decode steps of up to ``max_num_seqs`` sequences.
 
-    The logits that ``execute`` returns for such a step are valid until the next ``execute``.  Without a CUDA device (tests) the
-    same padded rows run eagerly.  The attention backend must take everything from device tensors, as ``triton`` does.
+    The logits that ``execute`` returns for such a step are valid until the next ``execute``.  Without a CUDA device
+    (tests) the same padded rows run eagerly.  The attention backend must take everything from device tensors, as
+    ``triton`` does.
     """
 
     def __init__(
@@ -104,7 +107,9 @@ class GraphRunner(ModelRunner):
         seqs = plan.seqs
         if not seqs or len(seqs) > self.ladder[-1]:
             return None
-        if any(len(s.tokens) != 1 or s.num_samples < 1 or s.prompt_logprobs or s.start >= self.max_model_len for s in seqs):
+        if any(
+            len(s.tokens) != 1 or s.num_samples < 1 or s.prompt_logprobs or s.start >= self.max_model_len for s in seqs
+        ):
             return None
         return next(size for size in self.ladder if size >= len(seqs))
 
@@ -118,9 +123,7 @@ class GraphRunner(ModelRunner):
         rows, seq_lens = staging.rows.numpy(), staging.seq_lens.numpy()
         rows[0, :count] = [s.tokens[0] for s in seqs]
         rows[1, :count] = [s.start for s in seqs]
-        rows[2, :count] = [
-            s.block_table[s.start // block_size] * block_size + s.start % block_size for s in seqs
-        ]
+        rows[2, :count] = [s.block_table[s.start // block_size] * block_size + s.start % block_size for s in seqs]
         rows[:2, count:size] = 0
         rows[2, count:size] = TRASH_SLOT
         seq_lens[:count] = rows[1, :count] + 1
