@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from reference_engine.config import ConfigError
+from reference_engine.models.errors import ModelLoadError
 from reference_engine.server.options import HELP, ServerOptions
 
 
@@ -33,14 +34,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     arguments = _parser().parse_args()
-    from reference_engine.models.errors import ModelLoadError
-    from reference_engine.server.launch import run_server
-
     try:
-        return run_server(ServerOptions(**vars(arguments)))
+        options = ServerOptions(**vars(arguments))
+        # Only now: torch takes seconds to import.
+        from reference_engine.server.launch import run_server
+
+        return run_server(options)
     except (ConfigError, ModelLoadError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while the model loads; later the server handles the signal itself
+        return 130
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from reference_engine.server.fields import INT64, Fields, wrong
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+MAX_PROMPTS = 2048
 DEFAULT_COMPLETION_TOKENS = 16
 
 Prompt = str | tuple[int, ...]
@@ -141,6 +142,8 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
         return (tuple(value),)
     if not value:
         raise wrong("prompt", "is empty; send at least one token")
+    if len(value) > MAX_PROMPTS:
+        raise wrong("prompt", f"holds {len(value)} prompts; at most {MAX_PROMPTS} are possible in one call")
     return tuple(_one_prompt(item) for item in value)
 
 

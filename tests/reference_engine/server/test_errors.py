@@ -36,6 +36,7 @@ def assert_envelope(answer: Any) -> dict[str, Any]:
         ({"prompt": [1, "a"]}, "prompt", "list"),
         ({"prompt": [1, True]}, "prompt", "list"),
         ({"prompt": [1.5]}, "prompt", "list"),
+        ({"prompt": ["a"] * 2049}, "prompt", "2049.*2048"),
         ({"prompt": [VOCAB]}, "prompt", f"{VOCAB}.*vocabulary"),
         ({"prompt": [-1]}, "prompt", "vocabulary"),
         ({"prompt": "a" * 600}, "prompt", "601.*512"),
