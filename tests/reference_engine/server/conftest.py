@@ -57,12 +57,12 @@ class Server:
     def start(self) -> None:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
 
     def stop(self) -> None:
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(15)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     async def _main(self) -> None:
@@ -90,7 +90,7 @@ class Server:
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=30)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
 
     def call(
         self, path: str, body: object = None, *, method: str | None = None, headers: dict[str, str] | None = None
@@ -99,7 +99,7 @@ class Server:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers or {}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=120) as response:
                 status, raw, received = response.status, response.read(), dict(response.headers)
         except urllib.error.HTTPError as error:
             status, raw, received = error.code, error.read(), dict(error.headers)
@@ -125,7 +125,7 @@ class Server:
         samples = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
         return {name.removeprefix("pagedbench:"): float(value) for name, value in samples if "{" not in name}
 
-    def seconds_until_idle(self, timeout: float = 20.0) -> float:
+    def seconds_until_idle(self, timeout: float = 60.0) -> float:
         """How long it takes until nothing runs, waits or holds blocks."""
         started = time.monotonic()
         while time.monotonic() - started < timeout:

@@ -62,7 +62,7 @@ def port_of(process: subprocess.Popen[str]) -> int:
 def start_stream(port: int, max_tokens: int) -> Any:
     body = {"prompt": "a", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode())
-    response = urllib.request.urlopen(request, timeout=20)
+    response = urllib.request.urlopen(request, timeout=60)
     response.readline()
     return response
 
@@ -72,7 +72,7 @@ def test_a_signal_lets_short_calls_finish(process: subprocess.Popen[str], number
     response = start_stream(port_of(process), max_tokens=20)
     process.send_signal(number)
     assert response.read().decode().rstrip().endswith("data: [DONE]")
-    assert process.wait(15) == 0
+    assert process.wait(60) == 0
 
 
 def test_a_second_signal_ends_long_calls_at_once_and_in_band(process: subprocess.Popen[str]) -> None:
@@ -83,12 +83,12 @@ def test_a_second_signal_ends_long_calls_at_once_and_in_band(process: subprocess
     rest = response.read().decode()
     assert "shutting down" in rest
     assert "[DONE]" not in rest
-    assert process.wait(15) == 0
+    assert process.wait(60) == 0
 
 
 def run_module(*arguments: str, module: str = "reference_engine.server") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
     )
 
 
