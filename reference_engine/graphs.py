@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from reference_engine.plan import StepPlan
 from reference_engine.runner import ModelRunner, StepLogits
 
 TRASH_SLOT = -1
+_PADDING = np.array([[0], [0], [TRASH_SLOT], [0]])  # input id, position, slot, seq_len of a padded row
 
 
 def batch_ladder(largest: int) -> tuple[int, ...]:
@@ -46,8 +48,7 @@ def batch_ladder(largest: int) -> tuple[int, ...]:
 class _Staging:
     """Pinned host copies of a step's inputs.  ``ready`` fires once the device has read them."""
 
-    rows: Tensor  # int64 [3, largest]: input_ids, positions, slot_mapping
-    seq_lens: Tensor  # int32 [largest]
+    rows: Tensor  # int64 [4 * largest]: input_ids, positions, slot_mapping, seq_lens, each as long as the graph's batch
     tables: Tensor  # int32 [largest * width]
     ready: torch.cuda.Event | None = None
 
@@ -76,15 +77,14 @@ class GraphRunner(ModelRunner):
         self.ladder = batch_ladder(max_num_seqs)
         self.max_model_len = max_model_len
         self._width = -(-max_model_len // cache.block_size)
-        self._rows = torch.zeros((3, max_num_seqs), dtype=torch.int64, device=device)
-        self._rows[2] = TRASH_SLOT
-        self._seq_lens = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
+        self._rows = torch.zeros(4 * max_num_seqs, dtype=torch.int64, device=device)
         self._tables = torch.zeros((max_num_seqs, self._width), dtype=torch.int32, device=device)
         self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
         self._logits = torch.zeros((max_num_seqs, model_config.vocab_size), dtype=torch.float32, device=device)
+        self._known_tables: list[tuple[int, ...]] = [()] * max_num_seqs  # what each row of _tables holds
         self._staging = [self._make_staging(max_num_seqs) for _ in range(2)]
         self._replays: dict[int, Callable[[], object]] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def capture(self) -> None:
         """Capture the whole ladder, largest first, so that no request waits for it later."""
@@ -114,29 +114,27 @@ class GraphRunner(ModelRunner):
         return next(size for size in self.ladder if size >= len(seqs))
 
     def _fill(self, plan: StepPlan, size: int) -> None:
-        """Copy the step's inputs to the static buffers, without a sync."""
+        """Copy the step's inputs to the static buffers, without a sync; block tables only if one has changed."""
         seqs, count, block_size = plan.seqs, len(plan.seqs), self.cache.block_size
         staging = self._staging[0]
         self._staging.reverse()
         if staging.ready is not None:
             staging.ready.synchronize()
-        rows, seq_lens = staging.rows.numpy(), staging.seq_lens.numpy()
+        rows = staging.rows[: 4 * size].numpy().reshape(4, size)
+        rows[:, count:] = _PADDING
         rows[0, :count] = [s.tokens[0] for s in seqs]
         rows[1, :count] = [s.start for s in seqs]
         rows[2, :count] = [s.block_table[s.start // block_size] * block_size + s.start % block_size for s in seqs]
-        rows[:2, count:size] = 0
-        rows[2, count:size] = TRASH_SLOT
-        seq_lens[:count] = rows[1, :count] + 1
-        seq_lens[count:size] = 0
-        width = max(len(s.block_table) for s in seqs)
-        tables = staging.tables[: count * width].view(count, width)
-        table_rows = tables.numpy()
-        for row, seq in enumerate(seqs):
-            table_rows[row, : len(seq.block_table)] = np.asarray(seq.block_table, dtype=np.int32)
-            table_rows[row, len(seq.block_table) :] = -1
-        self._rows[:, :size].copy_(staging.rows[:, :size].to(self.device, non_blocking=True))
-        self._seq_lens[:size].copy_(staging.seq_lens[:size], non_blocking=True)
-        self._tables[:count, :width].copy_(tables.to(self.device, non_blocking=True))
+        rows[3, :count] = rows[1, :count] + 1
+        self._rows[: 4 * size].copy_(staging.rows[: 4 * size], non_blocking=True)
+        tables = [s.block_table for s in seqs]
+        if self._known_tables[:count] != tables:
+            self._known_tables[:count] = tables
+            width = max(len(table) for table in tables)
+            staged = staging.tables[: count * width].view(count, width)
+            for row, table in enumerate(tables):
+                staged.numpy()[row, : len(table)] = table
+            self._tables[:count, :width].copy_(staged.to(self.device, non_blocking=True))
         if self.device.type == "cuda":
             staging.ready = torch.cuda.Event()
             staging.ready.record()
@@ -164,11 +162,12 @@ class GraphRunner(ModelRunner):
         return graph.replay
 
     def _compute(self, size: int) -> None:
+        input_ids, positions, slots, seq_lens = self._rows[: 4 * size].view(4, size)
         meta = AttentionMetadata(
             query_start_loc=self._starts[: size + 1],
-            seq_lens=self._seq_lens[:size],
+            seq_lens=seq_lens.int(),
             block_tables=self._tables[:size],
-            slot_mapping=self._rows[2, :size],
+            slot_mapping=slots,
             block_size=self.cache.block_size,
             max_query_len=1,
             max_seq_len=self.max_model_len,
@@ -176,8 +175,8 @@ class GraphRunner(ModelRunner):
             seq_lens_list=(self.max_model_len,) * size,
         )
         step = StepTensors(
-            input_ids=self._rows[0, :size],
-            positions=self._rows[1, :size],
+            input_ids=input_ids,
+            positions=positions,
             meta=meta,
             logit_rows=self._starts[:size].long(),
             num_sampled=size,
@@ -188,7 +187,6 @@ class GraphRunner(ModelRunner):
     def _make_staging(self, rows: int) -> _Staging:
         pinned = self.device.type == "cuda"
         return _Staging(
-            rows=torch.zeros((3, rows), dtype=torch.int64, pin_memory=pinned),
-            seq_lens=torch.zeros(rows, dtype=torch.int32, pin_memory=pinned),
+            rows=torch.zeros(4 * rows, dtype=torch.int64, pin_memory=pinned),
             tables=torch.zeros(rows * self._width, dtype=torch.int32, pin_memory=pinned),
         )

@@ -9,7 +9,7 @@ from typing import Any
 def summarize(results: Mapping[str, Any]) -> str:
     """One block of text for a terminal; what was not measured is said with its reason."""
     parts = [_environment(results)]
-    for stage in ("ceilings", "check", "bits", "tune", "attention", "steps", "serving"):
+    for stage in ("ceilings", "check", "bits", "tune", "attention", "steps", "profile", "serving"):
         if f"{stage}_error" in results:
             parts.append(f"{stage} FAILED: {results[f'{stage}_error']}")
         elif isinstance(results.get(stage), str):
@@ -34,6 +34,8 @@ def summarize(results: Mapping[str, Any]) -> str:
         parts.append(_against_peers(results["attention"]["against_peers"]))
     if isinstance(results.get("steps"), list):
         parts.append(_steps_table(results["steps"]))
+    if isinstance(results.get("profile"), list):
+        parts.extend(_profile(step) for step in results["profile"])
     if isinstance(results.get("serving"), Mapping):
         parts.append(_serving(results["serving"]))
     return "\n\n".join(parts)
@@ -87,6 +89,14 @@ def _steps_table(rows: Iterable[Mapping[str, Any]]) -> str:
             f"{row['batch']:5} x {row['seq_len']:<10} {row['graphs']!s:>6} {row['deterministic']!s:>13}"
             f" {row['wall_ms']:8.2f} {row['device_ms']:9.2f} {floor}"
         )
+    return "\n".join(lines)
+
+
+def _profile(step: Mapping[str, Any]) -> str:
+    lines = [f"one decode step, {step['batch']} x {step['seq_len']}: {step['busy_us']:.0f} us of kernels"]
+    lines.extend(
+        f"  {row['us']:9.1f} us {row['launches']:6.0f} x  {row['kernel'][:90]}" for row in step["kernels"][:14]
+    )
     return "\n".join(lines)
 
 

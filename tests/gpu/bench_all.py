@@ -10,6 +10,7 @@
     tune       time many tilings; write the best to DIR/tuned.json (copy it to reference_engine/kernels/tuned/)
     attention  our kernels and every peer over a grid of shapes
     steps      whole decode steps of a Llama-3.1-8B shape: graphs on and off, deterministic on and off
+    profile    where the time of a decode step goes, kernel by kernel
     serving    output tokens/s against transformers' continuous batching
 
 ``--dry`` runs the same code on tiny shapes, on a CPU in Triton's interpreter (TRITON_INTERPRET=1) or on a GPU.
@@ -169,6 +170,12 @@ class Bench:
         self._free()
         return rows
 
+    def stage_profile(self) -> list[dict[str, Any]] | str:
+        if self.device.type != "cuda" or self.dry:
+            return "not measured: needs a CUDA device"
+        model = random_model.random_model(random_model.LLAMA_8B, TritonOps(), self.device, torch.bfloat16)
+        return steps.profile_steps(model, [(1, 512), (64, 2048), (256, 1024)])
+
     def stage_serving(self) -> dict[str, Any]:
         config = random_model.TINY if self.dry else random_model.LLAMA_8B
         dtype = torch.float32 if self.dry else torch.bfloat16
@@ -206,7 +213,7 @@ class Bench:
             torch.cuda.empty_cache()
 
 
-STAGES = ("ceilings", "check", "bits", "tune", "attention", "steps", "serving")
+STAGES = ("ceilings", "check", "bits", "tune", "attention", "steps", "profile", "serving")
 
 
 def _commit() -> str | None:

@@ -80,11 +80,18 @@ class RandomWeights:
 
 
 def random_model(
-    config: ModelConfig, ops: Ops, device: torch.device, dtype: torch.dtype, seed: int = 0, spread: float | None = None
+    config: ModelConfig,
+    ops: Ops,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    spread: float | None = None,
+    drawn_on: torch.device | None = None,
 ) -> LlamaModel:
-    """A model whose weights are drawn on ``device``."""
+    """A model on ``device``; its weights are drawn there too, or on ``drawn_on`` to be the same on two devices."""
+    weights = RandomWeights(config, drawn_on or device, seed, spread)
     with torch.inference_mode():
-        return LlamaModel(config, RandomWeights(config, device, seed, spread), ops, dtype=dtype, device=device)
+        return LlamaModel(config, weights, ops, dtype=dtype, device=device)
 
 
 def make_runner(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from random_model import make_runner
+from torch.profiler import ProfilerActivity, profile
 
 from reference_engine.attention.triton_paged import TritonPagedAttention
 from reference_engine.config import CacheConfig
@@ -113,3 +114,37 @@ def measure_steps(
             row["over_floor"] = row["wall_ms"] / row["floor_ms"]
         rows.append(row)
     return rows
+
+
+def profile_steps(model: LlamaModel, shapes: list[tuple[int, int]], steps: int = 3) -> list[dict[str, Any]]:
+    """Device time of every kernel of a graphed decode step, microseconds a step, largest first."""
+    device = model.device
+    blocks = max(batch * -(-seq_len // PAGE) for batch, seq_len in shapes) + 1
+    runner = make_runner(
+        model,
+        TritonPagedAttention(device),
+        CacheConfig(num_blocks=blocks, block_size=PAGE),
+        graphs=max(batch for batch, _ in shapes),
+        max_model_len=max(seq_len for _, seq_len in shapes) + 1,
+    )
+    fill_pool(runner)
+    found = []
+    for batch, seq_len in shapes:
+        plan = decode_plan(batch, seq_len, model.config.vocab_size, blocks, seed=batch)
+        runner.execute(plan)
+        with profile(activities=[ProfilerActivity.CUDA]) as watch:
+            for _ in range(steps):
+                runner.execute(plan)
+            torch.cuda.synchronize()
+        kernels: dict[str, list[float]] = {}
+        for event in watch.events() or ():
+            kernels.setdefault(event.name, []).append(event.device_time)
+        rows = [
+            {"kernel": name[:120], "us": sum(times) / steps, "launches": len(times) / steps}
+            for name, times in kernels.items()
+        ]
+        rows.sort(key=lambda row: -row["us"])
+        found.append(
+            {"batch": batch, "seq_len": seq_len, "busy_us": sum(row["us"] for row in rows), "kernels": rows[:30]}
+        )
+    return found
