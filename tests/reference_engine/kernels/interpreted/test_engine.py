@@ -28,7 +28,7 @@ def requests(seed: int) -> list[Request]:
     """Prompts around the edges of a block; two share a prefix; all greedy."""
     rng = random.Random(seed)
     prompts = [[rng.randrange(TINY.vocab_size) for _ in range(n)] for n in (3, 16, 17, 40)]
-    prompts.append(prompts[3][:32] + [5, 6])
+    prompts.append([*prompts[3][:32], 5, 6])
     params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
     return [Request(f"r{i}", tuple(prompt), params) for i, prompt in enumerate(prompts)]
 
