@@ -9,7 +9,7 @@ from typing import Any
 def summarize(results: Mapping[str, Any]) -> str:
     """One block of text for a terminal; what was not measured is said with its reason."""
     parts = [_environment(results)]
-    for stage in ("ceilings", "check", "bits", "tune", "attention", "steps", "profile", "serving"):
+    for stage in ("ceilings", "check", "bits", "tune", "attention", "staircase", "steps", "profile", "serving"):
         if f"{stage}_error" in results:
             parts.append(f"{stage} FAILED: {results[f'{stage}_error']}")
         elif isinstance(results.get(stage), str):
@@ -32,6 +32,12 @@ def summarize(results: Mapping[str, Any]) -> str:
     if isinstance(results.get("attention"), Mapping):
         parts.append(attention_table(results["attention"]["rows"]))
         parts.append(_against_peers(results["attention"]["against_peers"]))
+    if isinstance(results.get("staircase"), list):
+        parts.extend(
+            f"{row['case']:20} {row['step']:56} {row['timing']['median_us']:9.1f} us"
+            f" {row['tb_per_s']:6.3f} TB/s {row['tflops']:6.1f} TFLOP/s"
+            for row in results["staircase"]
+        )
     if isinstance(results.get("steps"), list):
         parts.append(_steps_table(results["steps"]))
     if isinstance(results.get("profile"), list):
@@ -81,10 +87,13 @@ def _against_peers(found: Mapping[str, Any]) -> str:
 
 def _steps_table(rows: Iterable[Mapping[str, Any]]) -> str:
     lines = [
-        f"{'decode step':18} {'graphs':>6} {'deterministic':>13} {'wall ms':>8} {'device ms':>9} {'floor ms':>8} {'x floor':>8}"
+        f"{'decode step':18} {'graphs':>6} {'deterministic':>13} {'wall ms':>8} {'device ms':>9} {'floor ms':>8}"
+        f" {'x floor':>8} {'x all weights + KV':>19}"
     ]
     for row in rows:
-        floor = f"{row['floor_ms']:8.2f} {row['over_floor']:8.3f}" if "floor_ms" in row else f"{'-':>8} {'-':>8}"
+        floor = f"{'-':>8} {'-':>8} {'-':>19}"
+        if "floor_ms" in row:
+            floor = f"{row['floor_ms']:8.2f} {row['over_floor']:8.3f} {row['over_weights_and_kv']:19.3f}"
         lines.append(
             f"{row['batch']:5} x {row['seq_len']:<10} {row['graphs']!s:>6} {row['deterministic']!s:>13}"
             f" {row['wall_ms']:8.2f} {row['device_ms']:9.2f} {floor}"

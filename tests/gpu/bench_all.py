@@ -9,6 +9,7 @@
     bits       deterministic mode: alone = in a batch = in chunks, bit for bit, and so are whole-model logits
     tune       time many tilings; write the best to DIR/tuned.json (copy it to reference_engine/kernels/tuned/)
     attention  our kernels and every peer over a grid of shapes
+    staircase  the kernel one means at a time, for docs/kernels.md
     steps      whole decode steps of a Llama-3.1-8B shape: graphs on and off, deterministic on and off
     profile    where the time of a decode step goes, kernel by kernel
     serving    output tokens/s against transformers' continuous batching
@@ -39,6 +40,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import random_model  # noqa: E402
 import serving  # noqa: E402
+import staircase  # noqa: E402
 import steps  # noqa: E402
 import tune  # noqa: E402
 
@@ -151,6 +153,11 @@ class Bench:
             self.save()
         return self.results["attention"]  # type: ignore[no-any-return]
 
+    def stage_staircase(self) -> list[dict[str, Any]] | str:
+        if self.device.type != "cuda" or self.dry:
+            return "not measured: needs a CUDA device"
+        return staircase.climb(self.device)
+
     def stage_steps(self) -> list[dict[str, Any]]:
         config = random_model.TINY if self.dry else random_model.LLAMA_8B
         dtype = torch.float32 if self.dry else torch.bfloat16
@@ -213,7 +220,7 @@ class Bench:
             torch.cuda.empty_cache()
 
 
-STAGES = ("ceilings", "check", "bits", "tune", "attention", "steps", "profile", "serving")
+STAGES = ("ceilings", "check", "bits", "tune", "attention", "staircase", "steps", "profile", "serving")
 
 
 def _commit() -> str | None:

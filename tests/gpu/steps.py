@@ -35,14 +35,16 @@ def decode_plan(batch: int, seq_len: int, vocab: int, num_blocks: int, seed: int
     )
 
 
-def step_floor_bytes(model: LlamaModel, batch: int, seq_len: int) -> int:
-    """Bytes that one step must read: every weight but the embedding table (of which only rows), and all K/V."""
+def step_floor_bytes(model: LlamaModel, batch: int, seq_len: int) -> tuple[int, int]:
+    """Bytes of all weights and K/V, and the fewest that a step must read: it reads only rows of the embedding table."""
     c = model.config
     q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     block = c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size + 2)
-    weights = c.num_layers * block + c.vocab_size * c.hidden_size + batch * c.hidden_size
+    weights = c.num_layers * block + c.hidden_size + c.vocab_size * c.hidden_size
     size = model.dtype.itemsize
-    return weights * size + batch * seq_len * c.kv_bytes_per_token(size)
+    read = weights * size + batch * seq_len * c.kv_bytes_per_token(size)
+    table = 0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size * size
+    return read + table, read + batch * c.hidden_size * size
 
 
 def fill_pool(runner: ModelRunner) -> None:
@@ -100,18 +102,20 @@ def measure_steps(
     rows = []
     for batch, seq_len in shapes:
         plan = decode_plan(batch, seq_len, model.config.vocab_size, blocks, seed=batch)
-        floor = step_floor_bytes(model, batch, seq_len)
+        whole, floor = step_floor_bytes(model, batch, seq_len)
         row: dict[str, Any] = {
             "batch": batch,
             "seq_len": seq_len,
             "graphs": isinstance(runner, GraphRunner),
             "deterministic": deterministic,
+            "weight_and_kv_bytes": whole,
             "floor_bytes": floor,
             **time_steps(runner, plan, repeats),
         }
         if copy_bytes_per_s:
             row["floor_ms"] = floor / copy_bytes_per_s * 1e3
             row["over_floor"] = row["wall_ms"] / row["floor_ms"]
+            row["over_weights_and_kv"] = row["wall_ms"] / (whole / copy_bytes_per_s * 1e3)
         rows.append(row)
     return rows
 
