@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from reference_engine.config import ModelConfig
 from reference_engine.models.errors import ModelLoadError
@@ -40,12 +41,12 @@ class WeightSource(Protocol):
 
 @dataclass(slots=True)
 class _Block:
-    input_norm: Tensor
+    input_norm: Any
     qkv: Any
     query_norm: Tensor | None
     key_norm: Tensor | None
     output: Any
-    mlp_norm: Tensor
+    mlp_norm: Any
     gate_up: Any
     down: Any
 
@@ -69,11 +70,11 @@ class LlamaModel:
         self.device = device
         inv_freq, self.rope_factor = inverse_frequencies(config, max_model_len or config.max_position_embeddings)
         self.inv_freq = inv_freq.to(device)
-        load = _Loader(weights, ops, dtype, device)
+        load = _Loader(weights, ops, dtype, device, config.rms_norm_eps)
         c = config
         self.embed_tokens = load.plain("model.embed_tokens.weight", (c.vocab_size, c.hidden_size))
         self.blocks = [self._load_block(load, f"model.layers.{i}") for i in range(c.num_layers)]
-        self.norm = load.plain("model.norm.weight", (c.hidden_size,))
+        self.norm = load.norm("model.norm.weight", c.hidden_size)
         head = "model.embed_tokens" if c.tie_word_embeddings else "lm_head"
         self.lm_head = load.fused([head], [c.vocab_size], c.hidden_size, bias=False)
 
@@ -82,14 +83,14 @@ class LlamaModel:
         q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
         return _Block(
-            input_norm=load.plain(f"{name}.input_layernorm.weight", (c.hidden_size,)),
+            input_norm=load.norm(f"{name}.input_layernorm.weight", c.hidden_size),
             qkv=load.fused(
                 [f"{attention}.{p}_proj" for p in "qkv"], [q_size, kv_size, kv_size], c.hidden_size, bias=c.qkv_bias
             ),
             query_norm=load.plain(f"{attention}.q_norm.weight", (c.head_dim,)) if c.qk_norm else None,
             key_norm=load.plain(f"{attention}.k_norm.weight", (c.head_dim,)) if c.qk_norm else None,
             output=load.fused([f"{attention}.o_proj"], [c.hidden_size], q_size, bias=c.o_bias),
-            mlp_norm=load.plain(f"{name}.post_attention_layernorm.weight", (c.hidden_size,)),
+            mlp_norm=load.norm(f"{name}.post_attention_layernorm.weight", c.hidden_size),
             gate_up=load.fused(
                 [f"{mlp}.gate_proj", f"{mlp}.up_proj"], [c.intermediate_size] * 2, c.hidden_size, bias=c.mlp_bias
             ),
@@ -104,12 +105,15 @@ class LlamaModel:
         c, ops = self.config, self.ops
         heads, kv_heads, dim = c.num_heads, c.num_kv_heads, c.head_dim
         tokens = input_ids.shape[0]
+        rows = max(tokens, ops.fewest_rows)
+        if rows > tokens:  # the rows added here are computed along, seen by no attention, and dropped with the logits
+            input_ids, positions = (functional.pad(t, (0, rows - tokens)) for t in (input_ids, positions))
         cos, sin = cos_sin(positions, self.inv_freq, self.rope_factor, self.dtype)
         delta = ops.embedding(input_ids, self.embed_tokens)
         residual: Tensor | None = None
         for index, block in enumerate(self.blocks):
             normed, residual = ops.rms_norm(delta, block.input_norm, c.rms_norm_eps, residual)
-            qkv = ops.linear(normed, block.qkv).view(tokens, heads + 2 * kv_heads, dim)
+            qkv = ops.linear(normed, block.qkv).view(rows, heads + 2 * kv_heads, dim)
             if block.query_norm is not None and block.key_norm is not None:
                 query = ops.rope(ops.head_norm(qkv[:, :heads], block.query_norm, c.rms_norm_eps), cos, sin)
                 key = ops.rope(
@@ -118,10 +122,17 @@ class LlamaModel:
             else:
                 rotated = ops.rope(qkv[:, : heads + kv_heads], cos, sin)
                 query, key = rotated[:, :heads], rotated[:, heads:]
-            attended = attend(index, query, key, qkv[:, heads + kv_heads :])
-            delta = ops.linear(attended.reshape(tokens, heads * dim), block.output)
+            value = qkv[:, heads + kv_heads :]
+            if rows > tokens:
+                attended = torch.zeros_like(query)
+                attended[:tokens] = attend(index, query[:tokens], key[:tokens], value[:tokens])
+            else:
+                attended = attend(index, query, key, value)
+            delta = ops.linear(attended.reshape(rows, heads * dim), block.output)
             normed, residual = ops.rms_norm(delta, block.mlp_norm, c.rms_norm_eps, residual)
             delta = ops.linear(ops.silu_mul(ops.linear(normed, block.gate_up)), block.down)
+        if logit_rows is None and rows > tokens:
+            logit_rows = torch.arange(tokens, device=self.device)
         if logit_rows is not None:
             delta = delta.index_select(0, logit_rows)
             residual = None if residual is None else residual.index_select(0, logit_rows)
@@ -132,8 +143,13 @@ class LlamaModel:
 class _Loader:
     """Reads, checks, casts and fuses tensors; remembers nothing."""
 
-    def __init__(self, weights: WeightSource, ops: Ops, dtype: torch.dtype, device: torch.device) -> None:
-        self.weights, self.ops, self.dtype, self.device = weights, ops, dtype, device
+    def __init__(
+        self, weights: WeightSource, ops: Ops, dtype: torch.dtype, device: torch.device, norm_eps: float
+    ) -> None:
+        self.weights, self.ops, self.dtype, self.device, self.norm_eps = weights, ops, dtype, device, norm_eps
+
+    def norm(self, name: str, width: int) -> Any:
+        return self.ops.prepare_norm(self.plain(name, (width,)), self.norm_eps)
 
     def plain(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self.weights.tensor(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from reference_engine.config import ModelConfig
+from reference_engine.huge_pages import collapse_into_huge_pages
 from reference_engine.models import embedded
 from reference_engine.models.errors import ModelLoadError
 from reference_engine.models.gguf_file import GgufFile
@@ -55,7 +56,10 @@ def load_model(
         return LlamaModel(config, weights, chosen, dtype=dtype, device=device, max_model_len=max_model_len)
 
     with torch.inference_mode():
-        return _load_gguf(path, build) if path.is_file() else _load_directory(path, build)
+        loaded = _load_gguf(path, build) if path.is_file() else _load_directory(path, build)
+    if device.type == "cpu":
+        collapse_into_huge_pages()
+    return loaded
 
 
 def resolve(name: str) -> Path:

@@ -15,10 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# oneDNN's kernels for 1 to 3 rows are slower than the one for 4: on one thread a decode of one row takes 27 ms with
-# the row padded to 4, 32 without.
-FEWEST_ROWS = 4
-
 
 class Linear(Protocol):
     """A weight ``[out, in]`` with optional bias, laid out by the ``Ops`` that prepared it; opaque to the model."""
@@ -31,16 +27,22 @@ class Ops(Protocol):
     """What a block needs.  Rows are tokens: ``T``.  All share one dtype; only ``logits`` returns fp32."""
 
     name: str
+    # A forward pass of fewer rows is padded to this many: some kernels are slower for one row than for four.
+    fewest_rows: int
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Any:
         """Lay out ``weight [out, in]`` once at load time.  The caller keeps no other reference to it."""
+        ...
+
+    def prepare_norm(self, weight: Tensor, eps: float) -> Any:
+        """What ``rms_norm`` takes as its weight, made once from ``weight [H]``."""
         ...
 
     def linear(self, x: Tensor, weight: Any) -> Tensor:
         """``x [T, in]`` -> ``[T, out]``."""
         ...
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rms_norm(self, x: Tensor, weight: Any, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Add ``x`` to the residual stream, then normalise.  Returns ``(normed, residual)``; without residual, ``x``
         becomes it.
 
@@ -73,14 +75,18 @@ class TorchOps:
     """Plain torch; any device, any floating dtype.  Norms accumulate in fp32."""
 
     name = "torch"
+    fewest_rows = 1
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Any:
         return (weight, bias)
 
+    def prepare_norm(self, weight: Tensor, eps: float) -> Any:
+        return weight
+
     def linear(self, x: Tensor, weight: Any) -> Tensor:
         return functional.linear(x, weight[0], weight[1])
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rms_norm(self, x: Tensor, weight: Any, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         residual = x if residual is None else residual.add_(x)
         return _rms_norm(residual, weight, eps), residual
 
@@ -109,6 +115,7 @@ class OneDnnOps(TorchOps):
     """CPU, fp32 or bf16: products through oneDNN with weights packed once, and fewer, larger elementwise steps."""
 
     name = "onednn"
+    fewest_rows = 4  # one row on one thread: 27 ms a step padded to four, 32 ms as it is
 
     def __init__(self) -> None:
         # Bound here: a torch built without oneDNN has no such operators.
@@ -118,23 +125,29 @@ class OneDnnOps(TorchOps):
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Any:
         return (self._pack(weight.contiguous(), None), bias)
 
+    def prepare_norm(self, weight: Tensor, eps: float) -> Any:
+        """``w * sqrt(n)`` and ``sqrt(n * eps)``: then ``rms_norm(x) = x / hypot(|x|, sqrt(n * eps)) * (w * sqrt(n))``."""
+        width = weight.shape[0]
+        if weight.dtype != torch.float32:
+            return (weight, None)
+        return (weight * math.sqrt(width), torch.tensor([[math.sqrt(width * eps)]]))
+
     def linear(self, x: Tensor, weight: Any) -> Tensor:
         rows = x.shape[0]
-        if rows < FEWEST_ROWS:
-            padded = x.new_zeros((FEWEST_ROWS, x.shape[1]))
+        if rows < self.fewest_rows:
+            padded = x.new_zeros((self.fewest_rows, x.shape[1]))
             padded[:rows] = x
             return self._product(padded, weight[0], weight[1], "none", [], None)[:rows]
         product: Tensor = self._product(x, weight[0], weight[1], "none", [], None)
         return product
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if x.dtype != torch.float32:
-            return super().rms_norm(x, weight, eps, residual)
+    def rms_norm(self, x: Tensor, weight: Any, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        scaled, floor = weight
+        if floor is None:
+            return super().rms_norm(x, scaled, eps, residual)
         residual = x if residual is None else residual.add_(x)
-        # The norm itself is one vectorised reduction; everything on [T, 1] after it is next to free.
-        width = x.shape[-1]
-        scale = torch.linalg.vector_norm(residual, dim=-1, keepdim=True).square_().add_(width * eps).rsqrt_()
-        return torch.mul(residual, scale.mul_(math.sqrt(width))).mul_(weight), residual
+        length = torch.linalg.vector_norm(residual, dim=-1, keepdim=True).hypot_(floor)
+        return torch.div(residual, length).mul_(scaled), residual
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
