@@ -49,7 +49,8 @@ class _Staging:
     """Pinned host copies of a step's inputs.  ``ready`` fires once the device has read them."""
 
     rows: Tensor  # int64 [4 * largest]: input_ids, positions, slot_mapping, seq_lens, each as long as the graph's batch
-    tables: Tensor  # int32 [largest * width]
+    tables: Tensor  # int32 [largest * width]: the block tables that changed, each as wide as the widest of them
+    changed: Tensor  # int64 [largest]: which rows those are
     ready: torch.cuda.Event | None = None
 
 
@@ -127,17 +128,25 @@ class GraphRunner(ModelRunner):
         rows[2, :count] = [s.block_table[s.start // block_size] * block_size + s.start % block_size for s in seqs]
         rows[3, :count] = rows[1, :count] + 1
         self._rows[: 4 * size].copy_(staging.rows[: 4 * size], non_blocking=True)
-        tables = [s.block_table for s in seqs]
-        if self._known_tables[:count] != tables:
-            self._known_tables[:count] = tables
-            width = max(len(table) for table in tables)
-            staged = staging.tables[: count * width].view(count, width)
-            for row, table in enumerate(tables):
-                staged.numpy()[row, : len(table)] = table
-            self._tables[:count, :width].copy_(staged.to(self.device, non_blocking=True))
+        self._update_tables([s.block_table for s in seqs], staging)
         if self.device.type == "cuda":
             staging.ready = torch.cuda.Event()
             staging.ready.record()
+
+    def _update_tables(self, tables: list[tuple[int, ...]], staging: _Staging) -> None:
+        """Send the rows of ``tables`` that differ from what the device holds: a few a step, as sequences reach new blocks."""
+        changed = [row for row, table in enumerate(tables) if table != self._known_tables[row]]
+        if not changed:
+            return
+        width = max(len(tables[row]) for row in changed)
+        staged = staging.tables[: len(changed) * width].view(len(changed), width)
+        values = staged.numpy()
+        for at, row in enumerate(changed):
+            values[at, : len(tables[row])] = tables[row]
+            self._known_tables[row] = tables[row]
+        staging.changed[: len(changed)] = torch.tensor(changed)
+        rows = staging.changed[: len(changed)].to(self.device, non_blocking=True)
+        self._tables[:, :width].index_copy_(0, rows, staged.to(self.device, non_blocking=True))
 
     def _replay_of(self, size: int) -> Callable[[], object]:
         """What computes ``_logits[:size]`` from the static buffers."""
@@ -189,4 +198,5 @@ class GraphRunner(ModelRunner):
         return _Staging(
             rows=torch.zeros(4 * rows, dtype=torch.int64, pin_memory=pinned),
             tables=torch.zeros(rows * self._width, dtype=torch.int32, pin_memory=pinned),
+            changed=torch.zeros(rows, dtype=torch.int64, pin_memory=pinned),
         )

@@ -53,9 +53,17 @@ def render_kernels_page(results: Mapping[str, Any]) -> str:
     timed = [row for row in rows if "timing" in row]
     ceilings = results.get("ceilings")
     has_roof = isinstance(ceilings, Mapping) and bool(timed)
+    skipped: dict[str, list[str]] = {}
+    for row in rows:
+        if "skipped" in row:
+            skipped.setdefault(f"{row['kernel']}: {row['skipped']}", []).append(row["case"])
+    first = next((row for row in timed if row["kernel"] == OURS and "share_of_copy" in row), None)
     text = environment.get_template("kernels.html.j2").render(
         results=results,
-        rows=rows,
+        rows=[row for row in rows if "skipped" not in row],
+        first=first,
+        skipped=skipped,
+        num_cases=len({row["case"] for row in rows}),
         ceilings=ceilings if isinstance(ceilings, Mapping) else None,
         versus=results["attention"]["against_peers"] if rows else None,
         checks=results.get("check") or [],
@@ -80,7 +88,7 @@ def draw_roofline(rows: list[Mapping[str, Any]], ceilings: Mapping[str, float]) 
     roof = [(x.low, copy * x.low), (ridge, product), (x.high, product)]
     points = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in roof)
     parts.append(f'<polyline points="{points}" fill="none" stroke="var(--text)" stroke-width="2"/>')
-    parts.append(_text(x.at(x.low) + 8, y.at(copy * x.low) - 30, f"copy, {copy / 1e12:.2f} TB/s", "start"))
+    parts.append(_text(x.at(ridge / 6) - 8, y.at(copy * ridge / 6) - 4, f"copy, {copy / 1e12:.2f} TB/s", "end"))
     parts.append(_text(x.at(x.high) - 4, y.at(product) - 8, f"bf16 product, {product / 1e12:.0f} TFLOP/s", "end"))
     # Ours last, so that it lies on top.
     for row in sorted(rows, key=lambda row: row["kernel"] == OURS):

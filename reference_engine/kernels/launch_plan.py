@@ -94,8 +94,8 @@ def default_tiling(kind: str, head_dim_pad: int, query_bytes: int, capability: t
     if kind == "decode":
         return Tiling(block_m=16, tile=32 if wide else 64, num_warps=4, num_stages=3 if not wide else 2, occupancy=3)
     if kind == "deterministic":
-        # Two accumulators: four warps hold them from sm_90 on, where wgmma reads its operands from shared memory.
-        narrow = capability >= (9, 0) and not wide
+        # Two accumulators: four warps can hold them on sm_90, where wgmma reads its operands from shared memory.
+        narrow = capability == (9, 0) and not wide
         return Tiling(block_m=64, tile=32, num_warps=4 if narrow else 8, num_stages=3 if narrow else 2, occupancy=2)
     if capability >= (9, 0) and not wide:
         # On sm_90, 128 registers let two programs share a multiprocessor: one computes while the other waits.

@@ -225,7 +225,7 @@ STAGES = ("ceilings", "check", "bits", "tune", "attention", "staircase", "steps"
 
 def _commit() -> str | None:
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _one_sequence(problem: Problem, index: int, first: int, count: int) -> Problem:
