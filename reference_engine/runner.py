@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reference_engine.attention.base import AttentionBackend, KVCacheLayer
+from reference_engine.attention.base import AttentionBackend, KVCacheLayer, empty_cache_layer
 from reference_engine.batch import StepTensors, build
 from reference_engine.config import CacheConfig, ConfigError, ModelConfig
-from reference_engine.huge_pages import prefer_huge_pages
 from reference_engine.models.llama import LlamaModel
 from reference_engine.plan import BlockCopy, StepPlan
 
@@ -65,7 +64,7 @@ class ModelRunner:
         self._scale = model_config.head_dim**-0.5
         shape = (cache.num_blocks, cache.block_size, model_config.num_kv_heads, model_config.head_dim)
         try:
-            self.layers = [_new_layer(shape, dtype, device) for _ in range(model_config.num_layers)]
+            self.layers = [empty_cache_layer(*shape, dtype, device) for _ in range(model_config.num_layers)]
         except (RuntimeError, MemoryError):
             raise ConfigError(
                 f"cannot allocate {self.kv_bytes / 2**30:.2f} GiB of KV memory on {device}; lower --kv-memory"
@@ -112,16 +111,6 @@ class ModelRunner:
         targets = torch.tensor([c.target for c in copies], device=self.device)
         for layer in self.layers:
             _copy_within(layer, sources, targets)
-
-
-def _new_layer(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> KVCacheLayer:
-    """Zeroed K and V of ``[num_blocks, block_size, Hkv, D]``."""
-    pools = [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)]
-    for pool in pools:
-        if device.type == "cpu":
-            prefer_huge_pages(pool.data_ptr(), pool.nbytes)
-        pool.zero_()
-    return KVCacheLayer(pools[0], pools[1])
 
 
 def _copy_within(layer: KVCacheLayer, sources: Tensor, targets: Tensor) -> None:

@@ -20,6 +20,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from reference_engine.huge_pages import prefer_huge_pages
+
 
 @dataclass(frozen=True, slots=True)
 class KVCacheLayer:
@@ -102,6 +104,9 @@ def empty_cache_layer(
 ) -> KVCacheLayer:
     """Zeroed K/V storage of one layer."""
     shape = (num_blocks, block_size, num_kv_heads, head_dim)
-    return KVCacheLayer(
-        key=torch.zeros(shape, dtype=dtype, device=device), value=torch.zeros(shape, dtype=dtype, device=device)
-    )
+    key, value = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+    for pool in (key, value):
+        if device.type == "cpu":
+            prefer_huge_pages(pool.data_ptr(), pool.nbytes)  # before the first touch
+        pool.zero_()
+    return KVCacheLayer(key=key, value=value)
