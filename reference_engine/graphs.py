@@ -25,11 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reference_engine.attention.base import AttentionBackend, AttentionMetadata
+from reference_engine.attention.base import AttentionMetadata
+from reference_engine.attention.triton_paged import TritonPagedAttention
 from reference_engine.batch import StepTensors
 from reference_engine.config import CacheConfig, ModelConfig
-from reference_engine.models.llama import LlamaModel
-from reference_engine.plan import StepPlan
+from reference_engine.kernels.copy_blocks import copy_blocks_launch
+from reference_engine.models.llama import Attend, LlamaModel
+from reference_engine.plan import BlockCopy, StepPlan
 from reference_engine.runner import ModelRunner, StepLogits
 
 TRASH_SLOT = -1
@@ -54,6 +56,31 @@ class _Staging:
     ready: torch.cuda.Event | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _RotatingAttend:
+    """Attention that takes the projection before RoPE; see ``models.llama.RotatingAttend``."""
+
+    plain: Attend
+    runner: GraphRunner
+    meta: AttentionMetadata
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.plain(layer, query, key, value)
+
+    def rotate_and_attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        runner = self.runner
+        return runner.triton.rotate_store_attend(
+            qkv,
+            runner.model_config.num_heads,
+            cos,
+            sin,
+            runner.layers[layer],
+            self.meta,
+            scale=runner._scale,
+            window=runner.model_config.window(layer),
+        )
+
+
 class GraphRunner(ModelRunner):
     """A :class:`ModelRunner` that replays graphs for decode steps of up to ``max_num_seqs`` sequences.
 
@@ -67,7 +94,7 @@ class GraphRunner(ModelRunner):
         model: LlamaModel,
         model_config: ModelConfig,
         cache: CacheConfig,
-        backend: AttentionBackend,
+        backend: TritonPagedAttention,
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -75,6 +102,7 @@ class GraphRunner(ModelRunner):
         max_model_len: int,
     ) -> None:
         super().__init__(model, model_config, cache, backend, device, dtype)
+        self.triton = backend
         self.ladder = batch_ladder(max_num_seqs)
         self.max_model_len = max_model_len
         self._width = -(-max_model_len // cache.block_size)
@@ -102,6 +130,19 @@ class GraphRunner(ModelRunner):
         self._fill(plan, size)
         self._replay_of(size)()
         return StepLogits(self._logits[: len(plan.seqs)], {})
+
+    def _attend(self, meta: AttentionMetadata) -> Attend:
+        return _RotatingAttend(super()._attend(meta), self, meta)
+
+    def _copy_blocks(self, copies: tuple[BlockCopy, ...]) -> None:
+        sources, targets = {copy.source for copy in copies}, {copy.target for copy in copies}
+        if not copies or sources & targets:
+            super()._copy_blocks(copies)  # which reads every source before it writes a target
+            return
+        pairs = torch.tensor([(copy.source, copy.target) for copy in copies], device=self.device)
+        for layer in self.layers:
+            for pool in (layer.key, layer.value):
+                copy_blocks_launch(pool, pool, pairs).run()
 
     def _graph_size(self, plan: StepPlan) -> int | None:
         """The ladder's size for ``plan``; None if it must run eagerly."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reference_engine.attention.base import AttentionBackend, KVCacheLayer, empty_cache_layer
+from reference_engine.attention.base import AttentionBackend, AttentionMetadata, KVCacheLayer, empty_cache_layer
 from reference_engine.batch import StepTensors, build
 from reference_engine.config import CacheConfig, ConfigError, ModelConfig
-from reference_engine.models.llama import LlamaModel
+from reference_engine.models.llama import Attend, LlamaModel
 from reference_engine.plan import BlockCopy, StepPlan
 
 
@@ -91,18 +91,23 @@ class ModelRunner:
             layer.value.fill_(float("nan"))
 
     def _forward(self, step: StepTensors) -> Tensor:
+        return self.model.forward(step.input_ids, step.positions, self._attend(step.meta), step.logit_rows)
+
+    def _attend(self, meta: AttentionMetadata) -> Attend:
+        """What the model calls to attend: rows placed by ``meta`` over this runner's pool."""
+
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return self.backend.forward(
                 query,
                 key,
                 value,
                 self.layers[layer],
-                step.meta,
+                meta,
                 scale=self._scale,
                 window=self.model_config.window(layer),
             )
 
-        return self.model.forward(step.input_ids, step.positions, attend, step.logit_rows)
+        return attend
 
     def _copy_blocks(self, copies: tuple[BlockCopy, ...]) -> None:
         if not copies:

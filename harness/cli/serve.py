@@ -40,6 +40,8 @@ def serve(
     ] = DEFAULT.debug_endpoints,
     log_plans: Annotated[str | None, typer.Option(help=HELP["log_plans"], metavar="FILE")] = None,
     audit_every: Annotated[int, typer.Option(help=HELP["audit_every"])] = DEFAULT.audit_every,
+    cuda_graphs: Annotated[bool, typer.Option(help=HELP["cuda_graphs"])] = DEFAULT.cuda_graphs,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help=HELP["deterministic"])] = DEFAULT.deterministic,
     threads: Annotated[int | None, typer.Option(help=HELP["threads"])] = None,
 ) -> None:
     """Serve a model with the reference engine (OpenAI API).
@@ -71,6 +73,8 @@ def serve(
             debug_endpoints=debug_endpoints,
             log_plans=log_plans,
             audit_every=audit_every,
+            cuda_graphs=cuda_graphs,
+            deterministic=deterministic,
             threads=threads,
         )
     except ConfigError as error:

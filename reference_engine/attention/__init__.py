@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BACKENDS = ("naive", "gather", "triton")
 
 
-def make_backend(name: str, device: torch.device) -> AttentionBackend:
+def make_backend(name: str, device: torch.device, *, deterministic: bool = False) -> AttentionBackend:
     """The backend called ``name``.  Raises ConfigError for an unknown name or one that cannot run on ``device``."""
     if name == "naive":
         from reference_engine.attention.naive import NaiveAttention
@@ -35,5 +35,5 @@ def make_backend(name: str, device: torch.device) -> AttentionBackend:
             raise ConfigError(
                 f"the triton attention backend needs the package triton ({error}); choose gather or install it"
             ) from None
-        return TritonPagedAttention(device)
+        return TritonPagedAttention(device, deterministic=deterministic)
     raise ConfigError(f"unknown attention backend {name!r}; choose one of {', '.join(BACKENDS)}")

@@ -18,6 +18,7 @@ from reference_engine.config import ConfigError
 from reference_engine.kernels.launch_plan import Device, LaunchPlan, choose_launch
 from reference_engine.kernels.merge_splits import merge_splits_launch
 from reference_engine.kernels.paged_attention import paged_attention_launch
+from reference_engine.kernels.rope import rope_store_kv_launch
 from reference_engine.kernels.store_kv import store_kv_launch
 
 INTERPRETER = Device(name="interpreter", sm_count=4, capability=(9, 0))
@@ -89,6 +90,40 @@ class TritonPagedAttention:
             value_scale=cache.value_scale,
         ).run()
         return self.attend(query, cache, meta, scale=scale, window=window, soft_cap=soft_cap)
+
+    def rotate_store_attend(
+        self,
+        qkv: Tensor,
+        num_heads: int,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCacheLayer,
+        meta: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        """``forward`` of a whole projection ``qkv [T, Hq + 2 Hkv, D]`` that RoPE has not been applied to yet.
+
+        One launch rotates the queries in place, rotates the keys into the cache and stores the values.
+        """
+        num_kv_heads = (qkv.shape[1] - num_heads) // 2
+        if qkv.shape[0] == 0:
+            return torch.empty_like(qkv[:, :num_heads])
+        rope_store_kv_launch(
+            qkv,
+            num_heads,
+            num_kv_heads,
+            cos,
+            sin,
+            cache.key,
+            cache.value,
+            meta.slot_mapping,
+            key_scale=cache.key_scale,
+            value_scale=cache.value_scale,
+        ).run()
+        return self.attend(qkv[:, :num_heads], cache, meta, scale=scale, window=window, soft_cap=soft_cap)
 
     def attend(
         self,

@@ -13,7 +13,7 @@ attends densely.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,13 @@ class Attend(Protocol):
     """Attention of layer ``layer``: ``query [T, Hq, D]``, ``key, value [T, Hkv, D]``, rotated -> ``[T, Hq, D]``."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class RotatingAttend(Attend, Protocol):
+    """An ``Attend`` that can also take the whole projection ``[T, Hq + 2 Hkv, D]`` and rotate queries and keys itself."""
+
+    def rotate_and_attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor: ...
 
 
 class WeightSource(Protocol):
@@ -109,25 +116,16 @@ class LlamaModel:
         if rows > tokens:  # the rows added here are computed along, seen by no attention, and dropped with the logits
             input_ids, positions = (functional.pad(t, (0, rows - tokens)) for t in (input_ids, positions))
         cos, sin = cos_sin(positions, self.inv_freq, self.rope_factor, self.dtype)
+        rotating = attend if isinstance(attend, RotatingAttend) and rows == tokens and not c.qk_norm else None
         delta = ops.embedding(input_ids, self.embed_tokens)
         residual: Tensor | None = None
         for index, block in enumerate(self.blocks):
             normed, residual = ops.rms_norm(delta, block.input_norm, c.rms_norm_eps, residual)
             qkv = ops.linear(normed, block.qkv).view(rows, heads + 2 * kv_heads, dim)
-            if block.query_norm is not None and block.key_norm is not None:
-                query = ops.rope(ops.head_norm(qkv[:, :heads], block.query_norm, c.rms_norm_eps), cos, sin)
-                key = ops.rope(
-                    ops.head_norm(qkv[:, heads : heads + kv_heads], block.key_norm, c.rms_norm_eps), cos, sin
-                )
+            if rotating is not None:
+                attended = rotating.rotate_and_attend(index, qkv, cos, sin)
             else:
-                rotated = ops.rope(qkv[:, : heads + kv_heads], cos, sin)
-                query, key = rotated[:, :heads], rotated[:, heads:]
-            value = qkv[:, heads + kv_heads :]
-            if rows > tokens:
-                attended = torch.zeros_like(query)
-                attended[:tokens] = attend(index, query[:tokens], key[:tokens], value[:tokens])
-            else:
-                attended = attend(index, query, key, value)
+                attended = self._rotate_then_attend(index, block, qkv, cos, sin, attend, tokens)
             delta = ops.linear(attended.reshape(rows, heads * dim), block.output)
             normed, residual = ops.rms_norm(delta, block.mlp_norm, c.rms_norm_eps, residual)
             delta = ops.linear(ops.silu_mul(ops.linear(normed, block.gate_up)), block.down)
@@ -138,6 +136,25 @@ class LlamaModel:
             residual = None if residual is None else residual.index_select(0, logit_rows)
         normed, _ = ops.rms_norm(delta, self.norm, c.rms_norm_eps, residual)
         return ops.logits(normed, self.lm_head)
+
+    def _rotate_then_attend(
+        self, index: int, block: _Block, qkv: Tensor, cos: Tensor, sin: Tensor, attend: Attend, tokens: int
+    ) -> Tensor:
+        """Norm and rotate queries and keys of ``qkv [rows, Hq + 2 Hkv, D]``; attend with the first ``tokens`` rows."""
+        c, ops = self.config, self.ops
+        heads, kv_heads = c.num_heads, c.num_kv_heads
+        if block.query_norm is not None and block.key_norm is not None:
+            query = ops.rope(ops.head_norm(qkv[:, :heads], block.query_norm, c.rms_norm_eps), cos, sin)
+            key = ops.rope(ops.head_norm(qkv[:, heads : heads + kv_heads], block.key_norm, c.rms_norm_eps), cos, sin)
+        else:
+            rotated = ops.rope(qkv[:, : heads + kv_heads], cos, sin)
+            query, key = rotated[:, :heads], rotated[:, heads:]
+        value = qkv[:, heads + kv_heads :]
+        if qkv.shape[0] == tokens:
+            return attend(index, query, key, value)
+        attended = torch.zeros_like(query)
+        attended[:tokens] = attend(index, query[:tokens], key[:tokens], value[:tokens])
+        return attended
 
 
 class _Loader:

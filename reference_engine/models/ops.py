@@ -9,6 +9,7 @@ packed once reaches most of it.
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -158,7 +159,14 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return wide.mul_(scale).to(x.dtype).mul_(weight)
 
 
-def make_ops(device: torch.device, dtype: torch.dtype) -> Ops:
-    """The fastest implementation for ``device`` and ``dtype``."""
+def make_ops(device: torch.device, dtype: torch.dtype, *, deterministic: bool = False) -> Ops:
+    """The fastest implementation for ``device`` and ``dtype``.
+
+    ``deterministic`` (CUDA only): a row's bits do not depend on how many rows there are.
+    """
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from reference_engine.kernels.ops import TritonOps
+
+        return TritonOps(deterministic=deterministic)
     packs = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
     return OneDnnOps() if packs else TorchOps()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from reference_engine.attention import make_backend
+from reference_engine.attention.base import AttentionBackend
 from reference_engine.config import CacheConfig, ConfigError, ModelConfig, SchedulerConfig
 from reference_engine.detokenizer import TokenTable
 from reference_engine.engine import Engine, EngineLimits
 from reference_engine.models.loader import LoadedModel, load_model
+from reference_engine.models.ops import make_ops
 from reference_engine.plan_log import PlanLog
 from reference_engine.runner import ModelRunner, num_blocks_for
 from reference_engine.server.api import ServedModel
@@ -38,14 +41,14 @@ def build(options: ServerOptions) -> Serving:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
+    attention = _attention(options, device)
     plan_log = _open_log(options.log_plans)
-    loaded = load_model(options.model, dtype=dtype, device=device, max_model_len=options.max_model_len)
+    ops = make_ops(device, dtype, deterministic=options.deterministic)
+    loaded = load_model(options.model, dtype=dtype, device=device, max_model_len=options.max_model_len, ops=ops)
     cache = _cache_config(options, loaded.config, device, dtype)
     scheduler = _scheduler_config(options, loaded.config, cache)
-    attention = options.attention
-    if attention == "auto":
-        attention = "triton" if device.type == "cuda" else "gather"
-    runner = ModelRunner(loaded.model, loaded.config, cache, make_backend(attention, device), device, dtype)
+    backend = make_backend(attention, device, deterministic=options.deterministic)
+    runner = _runner(options, loaded, cache, scheduler, backend, device, dtype)
     tokens = TokenTable(loaded.tokenizer)
     limits = EngineLimits(
         vocab_size=loaded.config.vocab_size,
@@ -54,6 +57,46 @@ def build(options: ServerOptions) -> Serving:
     )
     engine = Engine(runner, limits, scheduler, cache, tokens, plan_log=plan_log, audit_every=options.audit_every)
     return Serving(engine, _describe(options, loaded, scheduler, cache, device, dtype, attention), tokens)
+
+
+def _attention(options: ServerOptions, device: torch.device) -> str:
+    """The attention backend's name; refuses what it cannot do before the model is loaded."""
+    name = options.attention
+    if name == "auto":
+        name = "triton" if device.type == "cuda" and find_spec("triton") is not None else "gather"
+    if options.deterministic and (name != "triton" or device.type != "cuda"):
+        raise ConfigError("--deterministic works with --attention triton on a CUDA device only; leave it out here")
+    return name
+
+
+def _runner(
+    options: ServerOptions,
+    loaded: LoadedModel,
+    cache: CacheConfig,
+    scheduler: SchedulerConfig,
+    backend: AttentionBackend,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> ModelRunner:
+    """With CUDA graphs where they can run: captured here, so that no request waits for it."""
+    if backend.name != "triton" or device.type != "cuda" or not options.cuda_graphs:
+        return ModelRunner(loaded.model, loaded.config, cache, backend, device, dtype)
+    from reference_engine.attention.triton_paged import TritonPagedAttention
+    from reference_engine.graphs import GraphRunner
+
+    assert isinstance(backend, TritonPagedAttention)
+    runner = GraphRunner(
+        loaded.model,
+        loaded.config,
+        cache,
+        backend,
+        device,
+        dtype,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_model_len=scheduler.max_model_len,
+    )
+    runner.capture()
+    return runner
 
 
 def _device(name: str) -> torch.device:
@@ -150,6 +193,8 @@ def _describe(
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "attention": attention,
+        "cuda_graphs": options.cuda_graphs and attention == "triton" and device.type == "cuda",
+        "deterministic": options.deterministic,
         "policy": scheduler.policy,
         "order": scheduler.order,
         "block_size": cache.block_size,

@@ -37,6 +37,8 @@ HELP: dict[str, str] = {
     "debug_endpoints": "Serve /debug/kv: block tables and the memory ledger.",
     "log_plans": "File that gets every step's plan, one JSON line a step.",
     "audit_every": "Check every invariant of the KV pool after each N-th step [steps]; 0 = never.",
+    "cuda_graphs": "Replay decode steps from CUDA graphs (with --attention triton on CUDA).",
+    "deterministic": "The same request gives the same bits alone and in any batch; slower (--attention triton on CUDA).",
     "threads": "CPU threads of the model's arithmetic [count]. Default: torch's choice.",
 }
 
@@ -67,6 +69,8 @@ class ServerOptions:
     debug_endpoints: bool = False
     log_plans: str | None = None
     audit_every: int = 0
+    cuda_graphs: bool = True
+    deterministic: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reference_engine.attention.base import AttentionBackend
+from reference_engine.attention.triton_paged import TritonPagedAttention
 from reference_engine.config import CacheConfig, ModelConfig, SchedulerConfig
 from reference_engine.detokenizer import TokenTable
 from reference_engine.engine import Engine, EngineLimits
@@ -104,6 +105,8 @@ def make_runner(
 ) -> ModelRunner:
     """An eager runner, or one with graphs for up to ``graphs`` sequences."""
     if graphs:
+        if not isinstance(backend, TritonPagedAttention):
+            raise TypeError("graphs need the triton backend")
         return GraphRunner(
             model,
             model.config,
