@@ -49,11 +49,15 @@ def make_case() -> MakeCase:
         block_size: int = 4,
         dtype: torch.dtype = torch.float32,
         in_order: bool = False,
+        spare_blocks: int = 3,
+        shared_blocks: int = 0,
     ) -> PagedCase:
+        """``shared_blocks``: so many leading blocks that every sequence has in common (contexts must cover them)."""
         needed = [-(-(context + new) // block_size) for context, new in lengths]
-        num_blocks = sum(needed) + 3
+        num_blocks = sum(needed) + spare_blocks
         ids = list(range(num_blocks)) if in_order else random.sample(range(num_blocks), num_blocks)
         tables = [tuple(ids.pop(0) for _ in range(count)) for count in needed]
+        tables = [tables[0][:shared_blocks] + table[shared_blocks:] for table in tables]
         shape = (num_blocks, block_size, kv_heads, dim)
         cache = KVCacheLayer(torch.full(shape, float("nan"), dtype=dtype), torch.full(shape, float("nan"), dtype=dtype))
         for (context, _), table in zip(lengths, tables, strict=True):

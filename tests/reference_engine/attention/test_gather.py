@@ -11,7 +11,7 @@ import torch
 from reference_engine.attention.base import KVCacheLayer, store_kv
 from reference_engine.attention.gather import GatherAttention
 from reference_engine.attention.naive import NaiveAttention
-from reference_engine.attention.sparse_decode import Group, group_by_length
+from reference_engine.attention.sparse_decode import Group, SparseDecode, group_by_length
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -84,6 +84,20 @@ def test_very_ragged_decodes(make_case: Any) -> None:
     """A long one among short ones must neither pad them all nor mix them up."""
     lengths = [(3, 1), (700, 1), (1, 1), (64, 1), (65, 1), (0, 1), (699, 1)]
     compare(make_case(lengths, 6, 2, 8, 16))
+
+
+@pytest.mark.parametrize("spare_blocks", [0, 400])
+@pytest.mark.parametrize("shared_blocks", [0, 3])
+def test_both_orders_of_the_scores(spare_blocks: int, shared_blocks: int, make_case: Any) -> None:
+    """Near each other in the pool or scattered over it, with a common prefix (each of its keys has many owners) or not."""
+    lengths = [(random.randrange(12, 40), 1) for _ in range(5)]
+    case = make_case(lengths, 6, 2, 16, 4, spare_blocks=spare_blocks, shared_blocks=shared_blocks)
+    backend = GatherAttention()
+    for window in (None, 9, 17):
+        compare(case, window=window, backend=backend)
+    decodes = backend._indices[None].decodes
+    assert isinstance(decodes, SparseDecode)
+    assert type(decodes._scorer).__name__ == ("_ScoresByKey" if spare_blocks == 0 else "_ScoresByQuery")
 
 
 def test_rows_without_a_slot_are_not_stored(make_case: Any) -> None:
