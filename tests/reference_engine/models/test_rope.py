@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "rope_type": "llama3",
         "rope_theta": 500_000.0,
         "factor": 8.0,
-        "low_freq_factor": 1.0,
+        "low_freq_factor": 2.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     },
