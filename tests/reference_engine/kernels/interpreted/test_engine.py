@@ -31,7 +31,7 @@ def requests(seed: int) -> list[Request]:
     rng = random.Random(seed)
     prompts = [[rng.randrange(TINY.vocab_size) for _ in range(n)] for n in (3, 16, 17, 40)]
     prompts.append([*prompts[3][:32], 5, 6])
-    params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
     return [Request(f"r{i}", tuple(prompt), params) for i, prompt in enumerate(prompts)]
 
 
