@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import sys
 
 import pytest
@@ -19,12 +21,16 @@ def test_content_survives() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_large_resident_memory_is_found_and_holes_are_not() -> None:
-    resident = torch.ones(16 << 20, dtype=torch.uint8)
-    untouched = torch.empty(256 << 20, dtype=torch.uint8)  # no page of it exists yet
+    # Neighbouring regions of equal flags merge in the kernel's map; an advice of its own keeps each apart.
+    resident = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    resident.madvise(mmap.MADV_DONTFORK)
+    resident.write(b"\x01" * len(resident))
+    untouched = mmap.mmap(-1, 256 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # no page of it exists yet
+    untouched.madvise(mmap.MADV_DONTDUMP)
     regions = list(huge_pages._large_resident_regions())
 
-    def is_inside(tensor: torch.Tensor) -> bool:
-        middle = tensor.data_ptr() + tensor.nbytes // 2
+    def is_inside(area: mmap.mmap) -> bool:
+        middle = ctypes.addressof(ctypes.c_char.from_buffer(area)) + len(area) // 2
         return any(begin <= middle < end for begin, end in regions)
 
     assert is_inside(resident)
