@@ -19,6 +19,7 @@ from reference_engine.server.build import Serving, build
 from reference_engine.server.errors import ApiError
 from reference_engine.server.loop import EngineLoop
 from reference_engine.server.options import API_KEY_VARIABLE, ServerOptions, parse_size
+from reference_engine.server.worker import EngineThread
 
 # How long calls in flight may go on after SIGINT or SIGTERM, in seconds; a second signal ends them at once.
 DRAIN_SECONDS = 3.0
@@ -32,8 +33,9 @@ def run_server(options: ServerOptions) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     listener = bind(options.host, options.port)
     with listener:
-        serving = build(options)
-        return _runner()(lambda: serve(serving, listener, options))
+        thread = EngineThread()
+        serving = thread.call(lambda: build(options))
+        return _runner()(lambda: serve(serving, thread, listener, options))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -55,7 +57,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve(serving: Serving, listener: socket.socket, options: ServerOptions) -> int:
+async def serve(serving: Serving, thread: EngineThread, listener: socket.socket, options: ServerOptions) -> int:
     """Answer on ``listener`` until a signal or a breakdown of the engine; 0, or 1 after a breakdown."""
     stopping = asyncio.Event()
     at_once = asyncio.Event()
@@ -66,7 +68,7 @@ async def serve(serving: Serving, listener: socket.socket, options: ServerOption
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-    engine_loop = EngineLoop(serving.engine, on_failure=stopping.set)
+    engine_loop = EngineLoop(serving.engine, thread, on_failure=stopping.set)
     app = create_app(
         serving.model,
         engine_loop,

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from reference_engine.engine import Engine
 from reference_engine.outputs import EngineStats, SequenceOutput
 from reference_engine.request import Request, RequestRejected
 from reference_engine.server.errors import ApiError, rejection
+from reference_engine.server.worker import EngineThread
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +114,11 @@ Command = _Add | _Abort | _Ask | _Stop
 class EngineLoop:
     """Runs an engine in a thread of its own.  Its methods belong to the event loop that made it."""
 
-    def __init__(self, engine: Engine, on_failure: Callable[[], None] | None = None) -> None:
-        """``on_failure`` is called on the event loop if the engine breaks down; every call then fails with 500."""
+    def __init__(self, engine: Engine, thread: EngineThread, on_failure: Callable[[], None] | None = None) -> None:
+        """``thread`` is the one that built the engine; the loop takes it over and ends it.
+
+        ``on_failure`` is called on the event loop if the engine breaks down; every call then fails with 500.
+        """
         self.times = engine.times
         self.stats: EngineStats = engine.stats()
         self.failure: str | None = None
@@ -125,8 +128,8 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._tickets: dict[str, Ticket] = {}
         self._stats_due = 0.0
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._thread = thread
+        thread.start(self._run)
 
     # --- on the event loop ---
 

@@ -26,6 +26,7 @@ from reference_engine.engine import Engine
 from reference_engine.server.api import ServedModel
 from reference_engine.server.app import create_app
 from reference_engine.server.loop import EngineLoop
+from reference_engine.server.worker import EngineThread
 
 MODEL = "hash"
 
@@ -67,7 +68,7 @@ class Server:
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        engine_loop = EngineLoop(self.engine, on_failure=lambda: self.failures.append("engine"))
+        engine_loop = EngineLoop(self.engine, EngineThread(), on_failure=lambda: self.failures.append("engine"))
         app = create_app(
             served_model(self.engine),
             engine_loop,

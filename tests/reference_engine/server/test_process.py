@@ -30,13 +30,14 @@ sys.path[:0] = [{root!r}, {tests!r}, {here!r}]
 import asyncio, hash_model
 from conftest import served_model
 from reference_engine.server.build import Serving
+from reference_engine.server.worker import EngineThread
 from reference_engine.server.launch import bind, serve
 from reference_engine.server.options import ServerOptions
 engine, _ = hash_model.make_engine(step_seconds=0.02)
 serving = Serving(engine, served_model(engine), hash_model.TokenTable(hash_model.ByteTokenizer()))
 options = ServerOptions(port=0)
 with bind(options.host, options.port) as listener:
-    sys.exit(asyncio.run(serve(serving, listener, options)))
+    sys.exit(asyncio.run(serve(serving, EngineThread(), listener, options)))
 """
 
 
