@@ -117,6 +117,8 @@ def load_words(load: LoadInfo) -> str:
     """A load level in words."""
     if load.mode == "closed":
         return f"{load.concurrency if load.concurrency is not None else '?'} at once"
+    if load.mode == "trace":
+        return "times of the trace"
     return f"{load.rate:g} requests/s" if load.rate is not None else "open loop"
 
 

@@ -189,7 +189,7 @@ def _compare(data: Dataset, group: Group, labels: list[str]) -> tuple[Phrase, li
 def _load(group: Group) -> str:
     if group.load.mode == "closed":
         return f"{group.load.concurrency} requests in flight"
-    return f"{number(group.load.rate)} requests/s"
+    return f"{number(group.load.rate)} requests/s" if group.load.rate is not None else "the trace's arrival times"
 
 
 def _memory_headline(group: Group, labels: list[str]) -> Phrase | None:

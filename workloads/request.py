@@ -36,7 +36,11 @@ class RequestSpec:
     ``prompt_tokens`` is what the server should count for the whole prompt, chat template included; ``exact`` says
     whether a tokenizer confirmed it.  ``shared_tokens`` of them also start another request's prompt on purpose (system
     prompt, earlier turns).  ``after`` is the index of the request whose end releases this one (an earlier turn),
-    ``think_s`` the pause in between, in seconds.
+    ``think_s`` the pause in between, in seconds.  ``answers`` are pairs (position in ``messages``, index of an earlier
+    request): that message is sent with the real answer of that request instead of the planned words, when it has one.
+    ``at_ns`` is the offset from the start at which a workload that brings its own arrival times wants it sent.  ``n``
+    answers are asked for (``output_tokens`` each).  ``cancel_after_s`` seconds after it was released the client hangs
+    up.
     """
 
     index: int
@@ -51,13 +55,18 @@ class RequestSpec:
     think_s: float = 0.0
     shared_tokens: int = 0
     exact: bool = True
+    answers: tuple[tuple[int, int], ...] = ()
+    at_ns: int | None = None
+    n: int = 1
+    cancel_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How requests are released: ``closed`` keeps ``concurrency`` in flight, ``poisson`` draws ``rate`` arrivals/s."""
+    """How requests are released: ``closed`` keeps ``concurrency`` in flight, ``poisson`` draws ``rate`` arrivals/s,
+    ``trace`` sends each request at its own ``at_ns``."""
 
-    mode: Literal["closed", "poisson"]
+    mode: Literal["closed", "poisson", "trace"]
     concurrency: int | None = None
     rate: float | None = None
 
@@ -69,7 +78,9 @@ class Load:
 
     @property
     def label(self) -> str:
-        """Short name for tables and cell ids: ``c8`` or ``r2.5``."""
+        """Short name for tables and cell ids: ``c8``, ``r2.5`` or ``trace``."""
+        if self.mode == "trace":
+            return "trace"
         return f"c{self.concurrency}" if self.mode == "closed" else f"r{self.rate:g}"
 
 

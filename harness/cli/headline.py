@@ -19,7 +19,9 @@ def number(value: float | None, pattern: str) -> str:
 
 def load_text(cell: CellSummary) -> str:
     load = cell.load
-    return f"{load.concurrency} at once" if load.mode == "closed" else f"{load.rate:g} req/s"
+    if load.mode == "closed":
+        return f"{load.concurrency} at once"
+    return f"{load.rate:g} req/s" if load.rate is not None else load.mode
 
 
 COLUMNS: tuple[tuple[str, Cell], ...] = (

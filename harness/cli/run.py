@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from harness.cli.display import LiveDisplay
 from harness.cli.errors import CliError, ExitCode
 from harness.cli.execute import execute, write_report
 from harness.cli.headline import headline_table, reasons
+from harness.cli.options import arrivals, client, goal, output, what
 from harness.load.plan import PlanError, RunPlan, load_plan, make_plan, parse_engine, parse_slo
 from harness.results.schema import Summary
 
@@ -21,52 +22,24 @@ INTERRUPTED = 130
 
 
 def run(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[PLAN.yaml]", help="YAML file with the same keys; options win over it.")
-    ] = None,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=WHERE", help="NAME=URL or NAME=recipe:KIND[,key=value...]; repeatable."),
-    ] = None,
-    workload: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[:key=value,...]", help="Repeatable; see pagedbench workloads.  [default: chat]"),
-    ] = None,
-    concurrency: Annotated[
-        list[str] | None, typer.Option(metavar="N[,N...]", help="Requests in flight, closed loop; a cell for each.")
-    ] = None,
-    rate: Annotated[
-        list[str] | None, typer.Option(metavar="R[,R...]", help="Poisson arrivals in requests/s; a cell for each.")
-    ] = None,
-    duration: Annotated[float | None, typer.Option(metavar="S", help="Seconds of load for each cell.")] = None,
-    num_requests: Annotated[int | None, typer.Option(metavar="N", help="Measured requests of each cell.")] = None,
-    warmup: Annotated[
-        int | None, typer.Option(metavar="N", help="Requests before the measured ones.  [default: 0]")
-    ] = None,
-    repeats: Annotated[
-        int | None, typer.Option(metavar="N", help="Times that every cell is run.  [default: 1]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of prompts and arrivals.  [default: 0]")] = None,
-    slo: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC:MS", help="Limit in ms on ttft, tpot or e2e; repeatable.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run directory, new or empty.  [default: runs/<time>]")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="ID", help="Model id to ask for.  [default: the server's first]")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="tokenizer.json, for engines that have no /tokenize.")
-    ] = None,
-    max_model_len: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="Clip prompt + output.  [default: what the engines allow]")
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="PAGEDBENCH_API_KEY", metavar="KEY", help="Bearer key; is not stored.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document (the summary) on stdout.")] = False,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
+    file: what.PlanFile = None,
+    engine: what.Engines = None,
+    workload: what.Workloads = None,
+    model: what.Model = None,
+    tokenizer: what.Tokenizer = None,
+    max_model_len: what.MaxModelLen = None,
+    concurrency: arrivals.Concurrency = None,
+    rate: arrivals.Rate = None,
+    duration: arrivals.Duration = None,
+    num_requests: arrivals.NumRequests = None,
+    warmup: arrivals.Warmup = None,
+    repeats: arrivals.Repeats = None,
+    seed: arrivals.Seed = None,
+    slo: goal.Slo = None,
+    api_key: client.ApiKey = None,
+    out: output.RunDirectory = None,
+    as_json: output.AsJson = False,
+    no_report: output.NoReport = False,
 ) -> None:
     """Drive engines with workloads; write a run directory and a report.
 
@@ -76,8 +49,8 @@ def run(
     """
     asked: dict[str, Any] = {
         "workloads": workload,
-        "concurrency": numbers("--concurrency", concurrency, int),
-        "rate": numbers("--rate", rate, float),
+        "concurrency": arrivals.numbers("--concurrency", concurrency, int),
+        "rate": arrivals.numbers("--rate", rate, float),
         "duration": duration,
         "num_requests": num_requests,
         "warmup": warmup,
@@ -128,14 +101,3 @@ def leave(summary: Summary, interrupted: bool) -> None:
         raise typer.Exit(INTERRUPTED)
     if any(cell.validity == "INVALID" for cell in summary.cells):
         raise typer.Exit(ExitCode.INVALID_RUN)
-
-
-def numbers(option: str, texts: list[str] | None, kind: type[int] | type[float]) -> list[int] | list[float] | None:
-    """Values of a repeatable option that also takes comma-separated lists."""
-    if not texts:
-        return None
-    try:
-        return [kind(part) for text in texts for part in text.split(",")]
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise CliError(f"{option} takes {what} separated by commas, not {','.join(texts)!r}") from None

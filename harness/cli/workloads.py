@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli.errors import CliError
-from harness.cli.run import numbers
+from harness.cli.options.arrivals import numbers
 from harness.load.plan import PlanError, check_workload, make_plan
 from harness.load.schedule import Schedule, build_schedules
 from harness.load.tokenizer_file import FileCounter

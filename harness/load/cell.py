@@ -13,6 +13,7 @@ from harness.load.client import Client
 from harness.load.dialect import Dialect, Prepared, prepare
 from harness.load.drivers import closed_loop, open_loop
 from harness.load.exchange import Exchange
+from harness.load.history import fill_answers, read_answer, wanted_answers
 from harness.load.lag import LagMonitor, quiet_interpreter
 from harness.load.progress import Progress
 from harness.load.settle import Rules, settle_slowly
@@ -70,8 +71,11 @@ class CellRun:
         self._client = client
         self._sink = sink
         self._rules = Rules(sends_done=dialect.sends_done)
+        self._dialect = dialect
         self._specs = (*plan.warmup, *plan.requests)
         self._prepared = [prepare(spec, dialect) for spec in self._specs]
+        self._wanted = wanted_answers(self._specs)
+        self._answers: dict[int, str] = {}
         self._stop = asyncio.Event()
         self._timed_out = False
         self._t_start: int | None = None
@@ -136,9 +140,15 @@ class CellRun:
             if self._plan.duration_s is not None:
                 asyncio.get_running_loop().call_later(self._plan.duration_s, self._time_is_up)
         prepared = self._prepared[position]
+        if prepared.spec.answers:
+            prepared = prepare(fill_answers(prepared.spec, self._answers), self._dialect)
         self.progress.in_flight.add(exchange)
         try:
-            await self._client.send(exchange, prepared.path, prepared.body)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(prepared.spec.cancel_after_s):
+                    await self._client.send(exchange, prepared.path, prepared.body)
+            if exchange.index in self._wanted and (answer := await read_answer(exchange)) is not None:
+                self._answers[exchange.index] = answer
         finally:
             self.progress.in_flight.discard(exchange)
             self._settling.put_nowait((exchange, prepared, is_warmup))

@@ -48,6 +48,8 @@ def prepare(spec: RequestSpec, dialect: Dialect) -> Prepared:
         path = PATHS["completions"]
         document["prompt"] = spec.prompt
     document["temperature"] = spec.sampling.temperature
+    if spec.n > 1:
+        document["n"] = spec.n
     if spec.sampling.top_p != 1.0:
         document["top_p"] = spec.sampling.top_p
     if spec.sampling.seed is not None:

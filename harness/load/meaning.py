@@ -29,6 +29,7 @@ class StreamMeaning:
 
     chunks: list[ContentChunk] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
+    parallel: dict[int, list[str]] = field(default_factory=dict)  # texts of choices other than the first, by index
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
@@ -72,8 +73,11 @@ class StreamMeaning:
 
     @property
     def sha256(self) -> str | None:
-        """Digest of the whole text, or None when nothing was generated."""
-        return hashlib.sha256("".join(self.text).encode("utf-8", "replace")).hexdigest() if self.chunks else None
+        """Digest of the whole text (of all choices, however they came interleaved), None when nothing was generated."""
+        if not self.chunks:
+            return None
+        texts = ["".join(self.text), *("".join(self.parallel[index]) for index in sorted(self.parallel))]
+        return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()
 
     def _malformed(self, what: str) -> None:
         self.malformed = self.malformed or what
@@ -101,7 +105,8 @@ class StreamMeaning:
         # An empty text that neither opens nor ends the stream is a token whose characters are not complete yet.
         if text or ids or (text == "" and not opens and reason is None):
             self.chunks.append(ContentChunk(mark, len(ids) if ids is not None else None))
-            self.text.append(text or "")
+            index = choice.get("index") or 0
+            (self.parallel.setdefault(index, []) if index else self.text).append(text or "")
 
 
 def describe_error(document: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from harness.load.plan import RunPlan, WorkloadAsked, workload_parameters
 from harness.results.schema import LoadInfo, WorkloadInfo
 from workloads.arrivals import poisson_arrivals
-from workloads.request import Load, RequestSpec, digest
+from workloads.request import Load, RequestSpec, WorkloadError, digest
 from workloads.tokens import TokenCounter
 from workloads.workload import Workload, describe
 
@@ -90,7 +90,9 @@ def build_schedule(
         number = len(arrivals)
     assert number is not None
     requests = workload.requests(number, seed, counter, max_model_len)
-    if arrivals is not None:
+    if load.mode == "trace":
+        arrivals = trace_arrivals(requests, workload.name)
+    elif arrivals is not None:
         arrivals = arrivals[: sum(request.after is None for request in requests)]
     warmup: tuple[RequestSpec, ...] = ()
     if plan.warmup:
@@ -125,15 +127,25 @@ def number_of_requests(plan: RunPlan, asked: WorkloadAsked, load: Load) -> tuple
     return max(rounds, math.ceil(plan.duration * POOL_RATE)), True
 
 
+def trace_arrivals(requests: tuple[RequestSpec, ...], workload: str) -> tuple[int, ...]:
+    """The times that the workload itself brings, ascending."""
+    times = [request.at_ns for request in requests if request.after is None]
+    if any(time is None for time in times):
+        raise WorkloadError(f"workload {workload} brings no arrival times; give --concurrency or --rate")
+    return tuple(sorted(time for time in times if time is not None))
+
+
 def shift(request: RequestSpec, by: int) -> RequestSpec:
-    """The request with its index, and the index that it waits for, moved."""
+    """The request with its index, and the indices that it refers to, moved."""
     after = None if request.after is None else request.after + by
-    return replace(request, index=request.index + by, after=after)
+    answers = tuple((position, index + by) for position, index in request.answers)
+    return replace(request, index=request.index + by, after=after, answers=answers)
 
 
 def prepend_arrivals(warmup: tuple[RequestSpec, ...], arrivals: tuple[int, ...], load: Load) -> tuple[int, ...]:
-    """Arrivals of the warm-up at the same rate, and the measured ones after them."""
-    assert load.rate is not None
+    """Arrivals of the warm-up at the same rate (that of the trace on average), and the measured ones after them."""
     first_turns = sum(request.after is None for request in warmup)
-    before = poisson_arrivals(load.rate, secrets.randbits(62), count=first_turns)
+    span_s = max(1e-3, (arrivals[-1] - arrivals[0]) / 1e9) if arrivals else 1.0
+    rate = load.rate if load.rate is not None else len(arrivals) / span_s
+    before = poisson_arrivals(rate, secrets.randbits(62), count=first_turns)
     return (*before, *(before[-1] + arrival for arrival in arrivals))

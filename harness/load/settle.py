@@ -120,7 +120,7 @@ def settle_slowly(
         cached_tokens=meaning.cached_tokens,
         token_source=source,
         planned_prompt_tokens=spec.prompt_tokens,
-        planned_output_tokens=spec.output_tokens,
+        planned_output_tokens=spec.output_tokens * spec.n,
         chunks=len(rows),
         output_sha256=meaning.sha256,
         warmup=warmup,

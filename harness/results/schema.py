@@ -152,9 +152,10 @@ class WorkloadInfo(Strict):
 
 
 class LoadInfo(Strict):
-    """How requests are released: ``closed`` keeps ``concurrency`` in flight, ``poisson`` draws ``rate`` arrivals a second."""
+    """How requests are released: ``closed`` keeps ``concurrency`` in flight, ``poisson`` draws ``rate`` arrivals a second,
+    ``trace`` follows times that the workload brings."""
 
-    mode: Literal["closed", "poisson"]
+    mode: Literal["closed", "poisson", "trace"]
     concurrency: int | None = None
     rate: float | None = None  # requests/s
 

@@ -1,0 +1,12 @@
+"""What counts as good."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Slo = Annotated[
+    list[str] | None,
+    typer.Option("--slo", metavar="METRIC:MS", help="Limit in ms on ttft, tpot or e2e; repeatable."),
+]

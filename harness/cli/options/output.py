@@ -1,0 +1,15 @@
+"""Where results go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunDirectory = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Run directory, new or empty.  [default: runs/<time>]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document (the summary) on stdout.")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")]
