@@ -28,6 +28,9 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry("harness.cli.serve:serve", "Serve a model with the reference engine (OpenAI API)."),
     "run": Entry("harness.cli.run:run", "Drive engines with workloads; write a run directory and a report."),
     "report": Entry("harness.cli.report:report", "Rebuild the report of run directories (HTML, Markdown, CSV, JSON)."),
+    "emulate": Entry(
+        "harness.cli.emulate:emulate", "Serve an engine with exact scripted times, for calibration and tests."
+    ),
     "engines": Entry("harness.cli.engines:engines", "List the engines that can be launched and what is installed."),
     "workloads": Entry(
         "harness.cli.workloads:workloads", "Print the exact schedule and digests that a workload gives."
