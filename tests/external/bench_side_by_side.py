@@ -194,13 +194,17 @@ def positive_list(text: str) -> tuple[int, ...]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ext", type=Path, default=os.environ.get("PAGEDBENCH_EXT"), help="environments and models")
-    parser.add_argument("--out", type=Path, default=Path("runs/side-by-side"), help="new or empty folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/side-by-side"), help="new or empty folder, or one to add to with --more"
+    )
     parser.add_argument("--engines", default=",".join(DEFAULT_ENGINES), help="also: vllm-eager, transformers")
     parser.add_argument("--concurrency", type=positive_list, default=(1, 8, 32), metavar="N,N")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=96)
     parser.add_argument("--num-requests", type=int, help="of each cell; default: four rounds, at least 16")
+    parser.add_argument("--rounds", type=int, help="requests for each slot of a cell, in place of --num-requests")
+    parser.add_argument("--more", action="store_true", help="add repeats to those that --out holds")
     parser.add_argument("--warmup", type=int, default=4, help="requests before the measured ones of each cell")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="threads that each engine gets")
     parser.add_argument("--max-load", type=float, default=0.5, help="load average to wait for before each repeat")
@@ -219,8 +223,8 @@ def main() -> None:
     if unknown := sorted(set(names) - set(known)):
         sys.exit(f"--engines: {', '.join(unknown)} is not one of {', '.join(known)}")
     out: Path = options.out
-    if out.exists() and any(out.iterdir()):
-        sys.exit(f"--out: {out} is not empty; name a new folder")
+    if out.exists() and any(out.iterdir()) and not options.more:
+        sys.exit(f"--out: {out} is not empty; name a new folder, or add to it with --more")
 
     lengths = {
         "input_mean": levels.prompt_tokens,
@@ -228,13 +232,16 @@ def main() -> None:
         "output_mean": levels.output_tokens,
         "output_cv": 0.0,
     }
+    rounds = {} if options.rounds is None else {"rounds": options.rounds}
     repeats: list[dict[str, Any]] = []
-    for number in range(options.repeats):
+    if options.more and (out / "side-by-side.json").is_file():
+        repeats = json.loads((out / "side-by-side.json").read_text(encoding="utf-8"))["repeats"]
+    for number in range(len(repeats), len(repeats) + options.repeats):
         turn = number % len(names)
         order = names[turn:] + names[:turn]
         plan = {
             "engines": [{"name": name, **known[name]} for name in order],
-            "workloads": [{"name": "long-output", "parameters": lengths}],
+            "workloads": [{"name": "long-output", "parameters": lengths, **rounds}],
             "concurrency": list(levels.concurrency),
             "warmup": options.warmup,
             "seed": number,
@@ -244,7 +251,7 @@ def main() -> None:
         if levels.num_requests is not None:
             plan["num_requests"] = levels.num_requests
         load = wait_for_quiet(options.max_load, options.patience)
-        print(f"repeat {number + 1} of {options.repeats}: {', '.join(order)}; load before {load:.2f}", file=sys.stderr)
+        print(f"repeat {number}: {', '.join(order)}; load before {load:.2f}", file=sys.stderr)
         repeats.append({"load_before": load, "order": order, **run_repeat(plan, out / f"repeat-{number}")})
         cells = cells_of(repeats)
         document = {
