@@ -113,14 +113,16 @@ class Client:
         """
         watchdog = Watchdog(exchange, self.timeouts)
         try:
-            try:
-                await self._attempt(exchange, path, body)
-            except STALE_ERRORS:
-                if not is_stale(exchange):
-                    raise
-                self.stale_connections += 1
-                exchange.t_send = None
-                await self._attempt(exchange, path, body)
+            # Every turn uses up one kept connection that the server had closed, so it ends at a fresh one.
+            while True:
+                try:
+                    await self._attempt(exchange, path, body)
+                    break
+                except STALE_ERRORS:
+                    if not is_stale(exchange):
+                        raise
+                    self.stale_connections += 1
+                    exchange.t_send = None
         except asyncio.CancelledError:
             if not watchdog.fired:
                 exchange.fail("cancelled", "the request was cancelled by this client")

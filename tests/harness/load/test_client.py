@@ -104,6 +104,36 @@ async def test_a_kept_connection_that_the_server_closed_is_not_the_servers_failu
     assert all(record.t_send is not None and record.t_first >= record.t_send for record in records)
 
 
+async def test_a_request_gets_past_any_number_of_connections_that_the_server_has_given_up(server: Any) -> None:
+    """With many streams at once the pool holds many such connections, and a second try can meet the next of them."""
+    honest = server.stream
+    together = asyncio.Barrier(4)
+    served: set[Any] = set()
+
+    async def once_a_connection(connection: Any, asked: Any) -> None:
+        if connection.writer in served:
+            connection.reset()
+            return
+        served.add(connection.writer)
+        await honest(connection, asked)
+        if len(served) <= 4:
+            await together.wait()
+
+    server.script = once_a_connection
+    async with Client(server.url) as client:
+
+        async def ask(index: int) -> str | None:
+            request = spec(index)
+            prepared = prepare(request, Dialect("words"))
+            exchange = Exchange(index, t_ready=monotonic_ns())
+            await client.send(exchange, prepared.path, prepared.body)
+            return settle(exchange, request)[0].error
+
+        assert await asyncio.gather(*(ask(index) for index in range(4))) == [None] * 4
+        assert await ask(4) is None
+        assert client.stale_connections == 4
+
+
 async def test_a_server_that_closes_on_a_fresh_connection_fails_the_request(server: Any) -> None:
     served = 0
 
