@@ -25,9 +25,7 @@ def serve(
     attention: Annotated[Attention, typer.Option(help=HELP["attention"])] = DEFAULT.attention,
     max_model_len: Annotated[int | None, typer.Option(help=HELP["max_model_len"])] = None,
     max_num_seqs: Annotated[int, typer.Option(help=HELP["max_num_seqs"])] = DEFAULT.max_num_seqs,
-    max_num_batched_tokens: Annotated[
-        int, typer.Option(help=HELP["max_num_batched_tokens"])
-    ] = DEFAULT.max_num_batched_tokens,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help=HELP["max_num_batched_tokens"])] = None,
     prefix_cache: Annotated[bool, typer.Option(help=HELP["prefix_cache"])] = DEFAULT.prefix_cache,
     order: Annotated[QueueOrder, typer.Option(help=HELP["order"])] = DEFAULT.order,
     max_waiting: Annotated[int, typer.Option(help=HELP["max_waiting"])] = DEFAULT.max_waiting,

@@ -24,6 +24,10 @@ from reference_engine.server.options import ServerOptions, parse_size
 
 DEFAULT_CPU_KV_BYTES = 1 << 30
 DEFAULT_CUDA_KV_SHARE = 0.8  # of the memory that is free once the weights are loaded
+# Tokens a step.  A CPU gains nothing from more than 256 rows at once, and every running request, every abort and every
+# new arrival waits for the step in flight.
+DEFAULT_CPU_BUDGET = 256
+DEFAULT_CUDA_BUDGET = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def build(options: ServerOptions) -> Serving:
     ops = make_ops(device, dtype, deterministic=options.deterministic)
     loaded = load_model(options.model, dtype=dtype, device=device, max_model_len=options.max_model_len, ops=ops)
     cache = _cache_config(options, loaded.config, device, dtype)
-    scheduler = _scheduler_config(options, loaded.config, cache)
+    scheduler = _scheduler_config(options, loaded.config, cache, device)
     backend = make_backend(attention, device, deterministic=options.deterministic)
     runner = _runner(options, loaded, cache, scheduler, backend, device, dtype)
     tokens = TokenTable(loaded.tokenizer)
@@ -136,7 +140,9 @@ def _cache_config(options: ServerOptions, model: ModelConfig, device: torch.devi
     return CacheConfig(num_blocks=num_blocks, block_size=options.block_size, prefix_caching=options.prefix_cache)
 
 
-def _scheduler_config(options: ServerOptions, model: ModelConfig, cache: CacheConfig) -> SchedulerConfig:
+def _scheduler_config(
+    options: ServerOptions, model: ModelConfig, cache: CacheConfig, device: torch.device
+) -> SchedulerConfig:
     longest = options.max_model_len
     if longest is not None and longest > model.max_position_embeddings:
         raise ConfigError(
@@ -148,10 +154,13 @@ def _scheduler_config(options: ServerOptions, model: ModelConfig, cache: CacheCo
         raise ConfigError(
             f"--max-model-len {longest} exceeds the KV pool of {cache.num_slots} tokens; lower it or raise --kv-memory"
         )
+    budget = options.max_num_batched_tokens
+    if budget is None:
+        budget = DEFAULT_CUDA_BUDGET if device.type == "cuda" else DEFAULT_CPU_BUDGET
     return SchedulerConfig(
         max_model_len=longest,
         max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_batched_tokens=budget,
         policy=options.policy,
         order=options.order,
         max_waiting=options.max_waiting,

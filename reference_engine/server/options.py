@@ -26,7 +26,8 @@ HELP: dict[str, str] = {
     "attention": "Attention backend: auto takes gather on a CPU, triton on CUDA.",
     "max_model_len": "Longest prompt + output of one sequence [tokens]. Default: the model's, at most the pool.",
     "max_num_seqs": "Sequences that may run at once [count].",
-    "max_num_batched_tokens": "Token budget of one engine step, prefill chunks and decodes together [tokens].",
+    "max_num_batched_tokens": "Token budget of one engine step, prefill chunks and decodes together [tokens]. "
+    "Default: 256 on a CPU, 2048 on CUDA.",
     "prefix_cache": "Share KV blocks between equal prefixes.",
     "order": "Order of the queue: first come first served, or by the request's priority (lower is sooner).",
     "max_waiting": "Sequences that may wait; one more is refused with 429 [count].",
@@ -58,7 +59,7 @@ class ServerOptions:
     attention: Attention = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int | None = None
     prefix_cache: bool = True
     order: QueueOrder = "fcfs"
     max_waiting: int = 1024
@@ -92,7 +93,13 @@ class ServerOptions:
         low, high = BLOCK_SIZE_RANGE
         if not low <= self.block_size <= high:
             raise ConfigError(f"--block-size {self.block_size} is outside {low}..{high}; choose one inside")
-        for name, low in (("num_blocks", 1), ("max_model_len", 2), ("threads", 1), ("audit_every", 0)):
+        for name, low in (
+            ("num_blocks", 1),
+            ("max_model_len", 2),
+            ("max_num_batched_tokens", 1),
+            ("threads", 1),
+            ("audit_every", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
