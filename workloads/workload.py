@@ -34,6 +34,11 @@ class Workload(Protocol):
         ...
 
 
+def climbs(workload: Workload) -> bool:
+    """Whether the loads of a workload are a staircase, to be climbed only until throughput stops rising."""
+    return bool(getattr(workload, "is_staircase", False))
+
+
 def parameters(workload: Workload) -> dict[str, Any]:
     """The parameters of a workload, for the record."""
     return asdict(workload)  # type: ignore[call-overload]

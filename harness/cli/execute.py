@@ -22,13 +22,15 @@ T = TypeVar("T")
 SECRET_OPTIONS = ("--api-key",)
 
 
-def execute(plan: RunPlan, out: Path, display: Display, *, api_key: str | None = None) -> tuple[Summary, bool]:
-    """Run ``plan`` into ``out``.  Returns the summary and whether the user interrupted.
+def execute(
+    plan: RunPlan, out: Path, display: Display, *, api_key: str | None = None, resume: bool = False
+) -> tuple[Summary, bool]:
+    """Run ``plan`` into ``out``, or go on with the run there.  Returns the summary and whether the user interrupted.
 
     Raises CliError with the exit code of the contract; what was measured before is kept in ``out``.
     """
     try:
-        session = Session(plan, out, display, command=redact(sys.argv), api_key=api_key)
+        session = Session(plan, out, display, command=redact(sys.argv), api_key=api_key, resume=resume)
         summary = run_loop(session.run(), session.interrupt, display)
     except RecipeError as error:
         raise CliError(str(error)) from error

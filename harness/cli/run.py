@@ -16,6 +16,7 @@ from harness.cli.execute import execute, write_report
 from harness.cli.headline import headline_table, reasons
 from harness.cli.options import arrivals, client, goal, output, what
 from harness.load.plan import PlanError, RunPlan, load_plan, make_plan, parse_engine, parse_slo
+from harness.results.reader import RunReadError, load_run
 from harness.results.schema import Summary
 
 INTERRUPTED = 130
@@ -36,8 +37,10 @@ def run(
     repeats: arrivals.Repeats = None,
     seed: arrivals.Seed = None,
     slo: goal.Slo = None,
+    find_max: goal.FindMax = None,
     api_key: client.ApiKey = None,
     out: output.RunDirectory = None,
+    resume: output.Resume = None,
     as_json: output.AsJson = False,
     no_report: output.NoReport = False,
 ) -> None:
@@ -56,32 +59,57 @@ def run(
         "warmup": warmup,
         "repeats": repeats,
         "seed": seed,
+        "find_max": find_max,
         "tokenizer": tokenizer,
         "max_model_len": max_model_len,
     }
+    given = {key: value for key, value in asked.items() if value is not None}
     try:
-        values = load_plan(file) if file is not None else {}
-        if engine:
-            asked["engines"] = [parse_engine(text) for text in engine]
-        if slo:
-            asked["slo"] = parse_slo(slo)
-        values |= {key: value for key, value in asked.items() if value is not None}
-        if not values.get("engines"):
-            raise PlanError("name at least one engine: --engine NAME=URL, or --engine NAME=recipe:reference")
-        plan = make_plan(values, str(file) if file is not None else "the options")
+        if resume is not None:
+            if file is not None or given or engine or slo or model or out is not None:
+                raise PlanError("--resume goes on with the run as it was asked; give no plan and no other options")
+            plan = stored_plan(resume)
+        else:
+            plan = asked_plan(file, given, engine, slo)
     except PlanError as error:
         raise CliError(str(error)) from error
     if model is not None:
         for one in plan.engines:
             one.model = one.model or model
-    run_plan(plan, out, api_key=api_key, as_json=as_json, report=not no_report)
+    run_plan(plan, resume or out, api_key=api_key, as_json=as_json, report=not no_report, resume=resume is not None)
 
 
-def run_plan(plan: RunPlan, out: Path | None, *, api_key: str | None, as_json: bool, report: bool) -> None:
+def asked_plan(file: Path | None, given: dict[str, Any], engine: list[str] | None, slo: list[str] | None) -> RunPlan:
+    """The plan of a YAML file, with the options on top.  Raises PlanError."""
+    values = load_plan(file) if file is not None else {}
+    if engine:
+        given["engines"] = [parse_engine(text) for text in engine]
+    if slo:
+        given["slo"] = parse_slo(slo)
+    values |= given
+    if not values.get("engines"):
+        raise PlanError("name at least one engine: --engine NAME=URL, or --engine NAME=recipe:reference")
+    return make_plan(values, str(file) if file is not None else "the options")
+
+
+def stored_plan(run_dir: Path) -> RunPlan:
+    """The plan of a run that was made before.  Raises PlanError."""
+    try:
+        stored = load_run(run_dir).manifest.plan
+    except RunReadError as error:
+        raise PlanError(f"cannot resume: {error}") from None
+    if stored is None:
+        raise PlanError(f"{run_dir} does not say what was asked, so it cannot be resumed; run again")
+    return make_plan(stored, str(run_dir / "run.json"))
+
+
+def run_plan(
+    plan: RunPlan, out: Path | None, *, api_key: str | None, as_json: bool, report: bool, resume: bool = False
+) -> None:
     """Run, print, and leave with the exit code of the contract."""
     out = out or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     display = LiveDisplay()
-    summary, interrupted = execute(plan, out, display, api_key=api_key)
+    summary, interrupted = execute(plan, out, display, api_key=api_key, resume=resume)
     path = write_report(out) if report else None
     if as_json:
         typer.echo(summary.model_dump_json(indent=2))

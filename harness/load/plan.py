@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.load.client import Timeouts
+from harness.load.search import MaxSearch
 from workloads.registry import make_workload, parse_workload
 from workloads.request import Load, WorkloadError
 from workloads.workload import Workload, parameters, split_spec
@@ -91,6 +92,34 @@ class TimeoutsAsked(PlanModel):
         return Timeouts(self.connect, self.first, self.idle, self.total)
 
 
+class FindMax(PlanModel):
+    """A search for the highest rate or concurrency at which enough requests meet every SLO."""
+
+    over: Literal["rate", "concurrency"]
+    attainment: float = Field(0.95, gt=0, lt=1)  # share of the requests that must meet every SLO
+    confidence: float = Field(0.95, gt=0.5, lt=1)  # of the Wilson interval that must clear it
+    start: float = Field(1.0, gt=0)  # requests/s or requests in flight
+    limit: float = Field(1024.0, gt=0)
+    precision: float = Field(0.1, gt=0, lt=1)  # how much higher the truth may be, as a share; concurrency: exact to 1
+    tries: int = Field(3, ge=1)  # cells at a level before it counts as not shown
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"over": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FindMax:
+        if self.start > self.limit:
+            raise ValueError(f"find_max starts at {self.start:g}, above its limit {self.limit:g}")
+        if self.over == "concurrency" and (self.start < 1 or self.start != int(self.start)):
+            raise ValueError("find_max over concurrency starts at a whole number of 1 or more")
+        return self
+
+    def search(self) -> MaxSearch:
+        return MaxSearch(**self.model_dump())
+
+
 class RunPlan(PlanModel):
     """A whole run.  Every engine is asked the same."""
 
@@ -104,6 +133,7 @@ class RunPlan(PlanModel):
     repeats: int = Field(1, ge=1)
     seed: int = 0
     slo: dict[str, float] = Field(default_factory=dict)  # ms
+    find_max: FindMax | None = None  # instead of load levels
     tokenizer: Path | None = None
     max_model_len: int | None = Field(None, ge=16)  # tokens; the engines' own limit where not given
     timeouts: TimeoutsAsked = TimeoutsAsked()
@@ -130,7 +160,14 @@ class RunPlan(PlanModel):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two engines are called {twice!r}; give each its own name")
-        self.explicit_loads()
+        loads = self.explicit_loads()
+        if self.find_max is not None:
+            if not self.slo:
+                raise ValueError("find_max needs at least one SLO: --slo ttft:500, or slo: {ttft: 500}")
+            if loads:
+                raise ValueError(f"find_max chooses the {self.find_max.over} itself; leave out concurrency and rate")
+            if self.repeats != 1:
+                raise ValueError("find_max repeats levels itself, as often as it needs; leave out repeats")
         return self
 
     def explicit_loads(self) -> tuple[Load, ...]:
@@ -221,6 +258,11 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    parts: dict[str, type[BaseModel]] = {"engines": EngineAsked, "workloads": WorkloadAsked, "timeouts": TimeoutsAsked}
+    parts: dict[str, type[BaseModel]] = {
+        "engines": EngineAsked,
+        "workloads": WorkloadAsked,
+        "timeouts": TimeoutsAsked,
+        "find_max": FindMax,
+    }
     model = parts.get(str(location[0]), RunPlan) if location else RunPlan
     return list(model.model_fields)

@@ -13,7 +13,7 @@ from harness.results.schema import LoadInfo, WorkloadInfo
 from workloads.arrivals import poisson_arrivals
 from workloads.request import Load, RequestSpec, WorkloadError, digest
 from workloads.tokens import TokenCounter
-from workloads.workload import Workload, describe
+from workloads.workload import Workload, climbs, describe
 
 # Requests of a closed loop when no number is given: enough rounds to see more than the first burst.
 ROUNDS = 4
@@ -47,23 +47,48 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8]) >> 1
 
 
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """One workload of the plan with its loads.  ``labels`` tell apart cells that would otherwise be called the same."""
+
+    asked: WorkloadAsked
+    workload: Workload
+    loads: tuple[Load, ...]
+    labels: tuple[str, ...]
+    climbs: bool = False  # the loads are a staircase that ends beyond the knee
+
+    def key(self, load: Load) -> str:
+        """Name of the cells at ``load``, without the repeat."""
+        if load in self.loads:
+            return self.labels[self.loads.index(load)]
+        return f"{self.workload.name}.{load.label}"
+
+
+def chapters(plan: RunPlan) -> Iterator[Chapter]:
+    """The workloads of a plan, in the order in which they run."""
+    seen: dict[str, int] = {}
+    for asked in plan.workloads:
+        workload = asked.make()
+        loads = plan.loads_of(workload)
+        labels = []
+        for load in loads:
+            label = f"{workload.name}.{load.label}"
+            seen[label] = seen.get(label, 0) + 1
+            labels.append(label if seen[label] == 1 else f"{label}.{seen[label]}")
+        yield Chapter(asked, workload, loads, tuple(labels), not plan.explicit_loads() and climbs(workload))
+
+
 def build_schedules(plan: RunPlan, counter: TokenCounter, max_model_len: int | None) -> Iterator[Schedule]:
     """Every schedule of the plan, in the order in which its cells run.
 
     Raises :class:`workloads.request.WorkloadError` and :class:`workloads.tokens.CountError`.
     """
-    seen: dict[str, int] = {}
-    for asked in plan.workloads:
-        workload = asked.make()
-        for load in plan.loads_of(workload):
-            label = f"{workload.name}.{load.label}"
-            seen[label] = seen.get(label, 0) + 1
-            key = label if seen[label] == 1 else f"{label}.{seen[label]}"
+    for chapter in chapters(plan):
+        for load in chapter.loads:
+            number, is_pool = number_of_requests(plan, chapter.asked, load)
             for repeat in range(plan.repeats):
-                number, is_pool = number_of_requests(plan, asked, load)
-                yield build_schedule(
-                    f"{key}.{repeat}", workload, load, repeat, number, is_pool, plan, counter, max_model_len
-                )
+                key = f"{chapter.key(load)}.{repeat}"
+                yield build_schedule(key, chapter.workload, load, repeat, number, is_pool, plan, counter, max_model_len)
 
 
 def build_schedule(

@@ -5,37 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import functools
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
-from harness.engines.catalogue import find
-from harness.engines.dialects import dialect_of
-from harness.engines.errors import EngineError, LaunchError, UnreachableError
-from harness.engines.launch import RunningEngine, launched
-from harness.engines.metrics import parse_slots
-from harness.engines.probe import Probe, probe, probe_launched
-from harness.engines.token_counter import ServerCounter
+from harness.engines.errors import EngineError, LaunchError
+from harness.engines.probe import Probe
+from harness.load.book import ScheduleBook
 from harness.load.cell import CellPlan, CellRun
 from harness.load.client import Client
-from harness.load.dialect import Dialect
-from harness.load.plan import EngineAsked, RunPlan
+from harness.load.engine_room import ReadyEngine, check_recipes, context_limit, ready_engine, scrapers_of, token_counter
+from harness.load.plan import EngineAsked, FindMax, RunPlan
 from harness.load.progress import Progress
-from harness.load.schedule import Schedule, build_schedules
-from harness.load.tokenizer_file import FileCounter
-from harness.results.metrics import summarise
+from harness.load.schedule import Chapter, Schedule, chapters
+from harness.load.search import MaxSearch, Staircase, requests_to_pass
+from harness.results.cells import CellData
+from harness.results.metrics import summarise, summarise_cell
 from harness.results.reader import load_run
-from harness.results.schema import CellInfo, RunManifest, Summary
+from harness.results.schema import CellInfo, CellSummary, ProbeInfo, RunManifest, RunStatus, SearchInfo, Summary
+from harness.results.slo import attainment
 from harness.results.writer import RunWriter, write_summary
 from harness.telemetry.machine import describe_machine
 from harness.telemetry.nvml import NvmlSampler
 from harness.telemetry.scrape import Scraper
 from harness.telemetry.watch import Watch
-from workloads.tokens import TokenCounter, WordCounter
+from workloads.request import Load
+from workloads.tokens import TokenCounter
+
+SECRET_KEYS = {"headers"}  # of a plan; never stored
+PROBE_MARGIN = 2  # a probe of a search has so many times the fewest requests that could clear the target
 
 
 class Display(Protocol):
@@ -49,43 +50,59 @@ class Display(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyEngine:
-    """An engine that answers, and how to speak to it."""
+class Cells:
+    """Where the cells of one engine are measured."""
 
-    found: Probe
-    dialect: Dialect
-    pids: Callable[[], Sequence[int]] | None
-    crash: Callable[[], str | None]
+    engine: str
+    ready: ReadyEngine
+    client: Client
 
 
 class Session:
     """Runs a plan into the directory ``out``.  ``await run()`` once; ``interrupt()`` from a signal handler."""
 
     def __init__(
-        self, plan: RunPlan, out: Path, display: Display, *, command: Sequence[str] = (), api_key: str | None = None
+        self,
+        plan: RunPlan,
+        out: Path,
+        display: Display,
+        *,
+        command: Sequence[str] = (),
+        api_key: str | None = None,
+        resume: bool = False,
     ) -> None:
+        """``resume`` goes on with the run in ``out``.  Raises RunWriteError."""
         self._plan = plan
         self._display = display
         self._api_key = api_key
         self._devices = NvmlSampler()
         if self._devices.reason is not None:
             display.note(f"no device telemetry: {self._devices.reason}")
-        self._manifest = RunManifest(
+        if resume:
+            self._writer = RunWriter.resume(out)
+            kept = len(self._writer.manifest.cells)
+            display.note(f"going on with {out}: {kept} cell{'' if kept == 1 else 's'} complete")
+        else:
+            self._writer = RunWriter(out, self._new_manifest(command))
+        self._manifest = self._writer.manifest
+        self._book: ScheduleBook | None = None
+        self._cell: CellRun | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._interrupted = False
+
+    def _new_manifest(self, command: Sequence[str]) -> RunManifest:
+        return RunManifest(
             run_id=f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
             created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             tool_version=_own_version(),
             command=list(command),
-            seed=plan.seed,
-            slo=plan.slo,
+            seed=self._plan.seed,
+            slo=self._plan.slo,
             machine=describe_machine(self._devices.devices),
             engines=[],
             cells=[],
+            plan=self._plan.model_dump(mode="json", exclude_defaults=True, exclude=SECRET_KEYS),
         )
-        self._writer = RunWriter(out, self._manifest)
-        self._schedules: list[Schedule] | None = None
-        self._cell: CellRun | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._interrupted = False
 
     def interrupt(self) -> None:
         """End early: keep what was measured, start nothing more."""
@@ -98,88 +115,185 @@ class Session:
     async def run(self) -> Summary:
         """Every cell, then the tables and the summary.
 
-        Whatever ends the run early, what was measured is kept and the manifest says how it ended.  Raises EngineError,
-        WorkloadError, CountError and RunWriteError after that.
+        An engine that fails costs its own cells; the next one goes on.  Whatever ends the run early, what was measured
+        is kept and the manifest says how it ended.  Raises EngineError (the first), WorkloadError, CountError and
+        RunWriteError after that.
         """
         self._task = asyncio.current_task()
+        failures: list[EngineError] = []
         try:
+            await asyncio.to_thread(check_recipes, self._plan)
             for asked in self._plan.engines:
-                async with self._engine(asked) as engine:
-                    await self._measure(asked, engine)
+                try:
+                    await self._measure_engine(asked)
+                except EngineError as error:
+                    failures.append(error)
+                    self._display.note(str(error))
+                    self._fail_open_cells()
                 if self._interrupted:
                     break
-            self._manifest.status = "interrupted" if self._interrupted else "complete"
+            self._end("interrupted" if self._interrupted else "failed" if failures else "complete", failures)
         except asyncio.CancelledError:
-            self._manifest.status = "interrupted"
+            self._end("interrupted")
             if not self._interrupted:
                 raise
-        except BaseException:
-            self._manifest.status = "failed"
+        except BaseException as error:
+            self._end("failed", [error])
             raise
         finally:
             summary = self._finish()
+        if failures:
+            raise failures[0]
         return summary
 
     @property
     def was_interrupted(self) -> bool:
         return self._interrupted
 
+    def _end(self, status: RunStatus, errors: Sequence[BaseException] = ()) -> None:
+        self._manifest.status = status
+        if status == "interrupted":
+            self._manifest.ended = "the user interrupted the run"
+        elif errors:
+            self._manifest.ended = str(errors[0]) or type(errors[0]).__name__
+
+    def _fail_open_cells(self) -> None:
+        for cell in self._manifest.cells:
+            if cell.status == "running":
+                cell.status = "failed"
+
     def _finish(self) -> Summary:
         """Tables, manifest and summary from whatever was written."""
-        self._writer.close()
         self._devices.close()
+        self._writer.close()
         summary = summarise(load_run(self._writer.path))
         write_summary(self._writer.path, summary)
         return summary
 
-    @contextlib.asynccontextmanager
-    async def _engine(self, asked: EngineAsked) -> AsyncIterator[ReadyEngine]:
-        """The engine, launched if it has a recipe, probed, and listed in the manifest."""
-        async with contextlib.AsyncExitStack() as stack:
-            running: RunningEngine | None = None
-            if asked.recipe is not None:
-                self._display.note(f"starting {asked.name} ({asked.recipe})")
-                recipe = find(asked.recipe)
-                logs = self._writer.path / "logs"
-                running = await stack.enter_async_context(launched(recipe, asked.settings, logs, name=asked.name))
-                found = await probe_launched(running, recipe)
-            else:
-                assert asked.url is not None
-                found = await probe(asked.url, self._api_key, asked.model, name=asked.name)
-            info = found.info
-            self._display.note(
-                f"{asked.name}: {info.kind or 'engine'} {info.version or ''} serves {info.model} at {info.url}"
-            )
-            for note in found.capabilities.notes:
-                self._display.note(f"{asked.name}: {note}")
-            self._manifest.engines.append(info)
-            self._writer.save_manifest()
-            yield ReadyEngine(
-                found=found,
-                dialect=dialect_of(found, asked.extra_body),
-                pids=None if running is None else running.pids,
-                crash=(lambda: None) if running is None else running.crash,
-            )
+    async def _measure_engine(self, asked: EngineAsked) -> None:
+        """Every cell of the plan on one engine.  Raises EngineError when it is gone."""
+        if self._plan.find_max is None and self._is_done(asked):
+            self._display.note(f"{asked.name}: every cell is complete already")
+            return
+        with contextlib.ExitStack() as stack:
+            logs = self._writer.path / "logs"
+            async with ready_engine(asked, logs, self._display.note, api_key=self._api_key) as engine:
+                info = engine.found.info
+                self._manifest.engines = [known for known in self._manifest.engines if known.name != info.name] + [info]
+                self._writer.save_manifest()
+                await self._open_book(engine.found, stack)
+                client = Client(
+                    info.url,
+                    api_key=self._api_key,
+                    timeouts=self._plan.timeouts.timeouts(),
+                    verify_tls=self._plan.verify_tls,
+                )
+                async with client:
+                    for chapter in chapters(self._plan):
+                        await self._measure_chapter(chapter, Cells(asked.name, engine, client))
 
-    async def _measure(self, asked: EngineAsked, engine: ReadyEngine) -> None:
-        """Every cell of the plan on one engine."""
-        if self._schedules is None:
-            self._schedules = await self._build(engine)
-        info = engine.found.info
-        client = Client(
-            info.url,
-            api_key=self._api_key,
-            timeouts=self._plan.timeouts.timeouts(),
-            verify_tls=self._plan.verify_tls,
-        )
-        async with client:
-            for schedule in self._schedules:
-                await self._measure_cell(asked.name, engine, client, schedule)
+    async def _open_book(self, found: Probe, stack: contextlib.ExitStack) -> None:
+        """Have someone count tokens while this engine is measured, and make the schedules that are known ahead."""
+        is_first = self._book is None
+        counter: TokenCounter | None = None
+        if self._book is None or self._plan.find_max is not None or any(c.climbs for c in chapters(self._plan)):
+            counter = await token_counter(self._plan, found, stack, self._display.note, api_key=self._api_key)
+        if self._book is None:
+            assert counter is not None
+            self._book = ScheduleBook(self._plan, context_limit(self._plan, found), counter)
+        elif counter is not None:
+            self._book.counter = counter
+        if is_first:
+            self._display.note(f"building prompts, tokens counted by {self._book.counter.name}")
+            await asyncio.to_thread(self._book.write_ahead)
+            if self._book.inexact:
+                self._display.note(
+                    f"{self._book.inexact} prompts could not be made exactly as long as drawn; their real length is used"
+                )
+
+    async def _measure_chapter(self, chapter: Chapter, cells: Cells) -> None:
+        """One workload: its levels as they are, up the staircase, or searched."""
+        if self._plan.find_max is not None:
+            await self._search(self._plan.find_max, chapter, cells)
+        elif chapter.climbs:
+            await self._climb(chapter, cells)
+        else:
+            for load in chapter.loads:
+                for repeat in range(self._plan.repeats):
+                    await self._measure(chapter, load, repeat, cells)
+
+    async def _climb(self, chapter: Chapter, cells: Cells) -> None:
+        """Rising levels until throughput stops rising."""
+        stairs = Staircase([load.concurrency or 1 for load in chapter.loads])
+        loads = {load.concurrency: load for load in chapter.loads}
+        while (level := stairs.next_level()) is not None:
+            speeds = []
+            for repeat in range(self._plan.repeats):
+                cell_id = await self._measure(chapter, loads[level], repeat, cells)
                 if self._interrupted:
                     return
-                crash = engine.crash()
-                if crash is not None:
-                    raise LaunchError(crash)
+                speeds.append(self._summary_of(cell_id).output_tokens_per_s)
+            known = [speed for speed in speeds if speed is not None]
+            stairs.observe(level, sum(known) / len(known) if known else None)
+        if stairs.knee is not None:
+            self._display.note(f"{cells.engine}: {chapter.workload.name} gains nothing beyond {stairs.knee} at once")
+
+    async def _search(self, goal: FindMax, chapter: Chapter, cells: Cells) -> None:
+        """The highest level at which enough requests meet every SLO."""
+        search = goal.search()
+        number = chapter.asked.num_requests or self._plan.num_requests
+        if number is None and self._plan.duration is None:
+            number = PROBE_MARGIN * requests_to_pass(goal.attainment, goal.confidence)
+        while (level := search.next_level()) is not None:
+            load = Load("poisson", rate=level) if goal.over == "rate" else Load("closed", concurrency=int(level))
+            tries = search.probes[level].tries if level in search.probes else 0
+            enough = number if goal.over == "rate" else max(number or 0, 2 * int(level)) or None
+            cell_id = await self._measure(chapter, load, tries, cells, enough)
+            if self._interrupted:
+                return
+            good, total = attainment(self._data_of(cell_id), self._plan.slo)
+            search.observe(level, good, total)
+            low, high = search.interval(level)
+            self._display.note(f"{cell_id}: {good}/{total} met the SLO ({low:.1%} to {high:.1%})")
+        found = search_info(search, cells.engine, chapter.workload.name, self._plan.slo)
+        others = [s for s in self._manifest.searches if (s.engine, s.workload) != (found.engine, found.workload)]
+        self._manifest.searches = [*others, found]
+        self._writer.save_manifest()
+        self._display.note(f"{found.engine}, {found.workload}: {found.sentence}")
+
+    async def _measure(self, chapter: Chapter, load: Load, repeat: int, cells: Cells, number: int | None = None) -> str:
+        """Run one cell, unless it is complete from before or the user has interrupted; its id.
+
+        Raises LaunchError when the engine is gone.
+        """
+        assert self._book is not None
+        schedule = await asyncio.to_thread(self._book.schedule, chapter, load, repeat, number)
+        cell_id = f"{cells.engine}.{schedule.key}"
+        if self._interrupted or any(cell.cell_id == cell_id for cell in self._manifest.cells):
+            return cell_id
+        await self._measure_cell(cells.engine, cells.ready, cells.client, schedule)
+        crash = cells.ready.crash()
+        if crash is not None:
+            raise LaunchError(crash)
+        return cell_id
+
+    def _is_done(self, asked: EngineAsked) -> bool:
+        """Whether a resumed run holds every cell of an engine already; a staircase may have more to climb."""
+        done = {cell.cell_id for cell in self._manifest.cells if cell.status == "complete"}
+        keys = [
+            f"{asked.name}.{chapter.key(load)}.{repeat}"
+            for chapter in chapters(self._plan)
+            for load in chapter.loads
+            for repeat in range(self._plan.repeats)
+        ]
+        return bool(keys) and set(keys) <= done
+
+    def _data_of(self, cell_id: str) -> CellData:
+        run = load_run(self._writer.path)
+        return CellData.of(run, next(cell for cell in run.manifest.cells if cell.cell_id == cell_id))
+
+    def _summary_of(self, cell_id: str) -> CellSummary:
+        return summarise_cell(self._data_of(cell_id), self._manifest)
 
     async def _measure_cell(self, name: str, engine: ReadyEngine, client: Client, schedule: Schedule) -> None:
         cell = CellInfo(
@@ -201,12 +315,12 @@ class Session:
             is_pool=schedule.is_pool,
         )
         run = CellRun(plan, client, engine.dialect, self._writer)
-        scrapers = self._scrapers(engine.found)
+        scrapers = scrapers_of(engine.found, self._api_key)
         self._display.cell_started(cell, run.progress, scrapers)
         self._cell = run
         try:
             devices = self._devices
-            with Watch(
+            async with Watch(
                 cell.cell_id, self._writer.append, scrapers=scrapers, pids=engine.pids, devices=devices
             ) as watch:
                 outcome = await run.run()
@@ -220,59 +334,28 @@ class Session:
         if watch.error is not None:
             raise watch.error
 
-    def _scrapers(self, found: Probe) -> list[Scraper]:
-        """What the engine tells about itself: ``/metrics``, and the ``/slots`` of llama.cpp."""
-        scrapers = []
-        if found.capabilities.metrics:
-            scrapers.append(Scraper(found.info.url, api_key=self._api_key))
-        if found.capabilities.slots:
-            pool = found.info.settings.get("kv_tokens")
-            parse = functools.partial(parse_slots, pool_tokens=pool if isinstance(pool, int) else None)
-            scrapers.append(Scraper(found.info.url, path="/slots", api_key=self._api_key, parse=parse))
-        return scrapers
 
-    async def _build(self, first: ReadyEngine) -> list[Schedule]:
-        """The schedules of all engines, counted by the first that can tokenize."""
-        limits = [self._plan.max_model_len, first.found.info.max_model_len]
-        limits += [_limit_of(asked) for asked in self._plan.engines]
-        limit = min((limit for limit in limits if limit is not None), default=None)
-        with contextlib.ExitStack() as stack:
-            counter = await self._counter(first, stack)
-            self._display.note(f"building prompts, tokens counted by {counter.name}")
-            schedules = await asyncio.to_thread(lambda: list(build_schedules(self._plan, counter, limit)))
-        inexact = sum(not request.exact for schedule in schedules for request in schedule.requests)
-        if inexact and not isinstance(counter, WordCounter):
-            self._display.note(
-                f"{inexact} prompts could not be made exactly as long as drawn; their real length is used"
+def search_info(search: MaxSearch, engine: str, workload: str, slo: Mapping[str, float]) -> SearchInfo:
+    """A finished search for the record."""
+    probes = []
+    for level, probe in sorted(search.probes.items()):
+        low, high = search.interval(level)
+        probes.append(
+            ProbeInfo(
+                level=level, good=probe.good, total=probe.total, low=low, high=high, verdict=search.verdict(level)
             )
-        return schedules
-
-    async def _counter(self, first: ReadyEngine, stack: contextlib.ExitStack) -> TokenCounter:
-        if self._plan.tokenizer is not None:
-            return FileCounter(self._plan.tokenizer)
-        candidates = [first.found]
-        if first.found.capabilities.tokenize is None:
-            for asked in self._plan.engines:
-                if asked.url is not None and asked.name != first.found.info.name:
-                    with contextlib.suppress(UnreachableError):
-                        candidates.append(await probe(asked.url, self._api_key, asked.model, name=asked.name))
-        for found in candidates:
-            if found.capabilities.tokenize is not None:
-                server = ServerCounter(
-                    found.info.url, found.capabilities.tokenize, model=found.info.model, api_key=self._api_key
-                )
-                return stack.enter_context(server)
-        self._display.note("no engine has /tokenize and no --tokenizer was given: prompt lengths are estimates")
-        return WordCounter()
-
-
-def _limit_of(asked: EngineAsked) -> int | None:
-    """The context length that a recipe's settings ask for, when they do."""
-    value = asked.settings.get("max_model_len")
-    try:
-        return None if value is None else int(value)
-    except (TypeError, ValueError):
-        raise EngineError(f"engine {asked.name!r}: max_model_len must be a whole number, not {value!r}") from None
+        )
+    return SearchInfo(
+        engine=engine,
+        workload=workload,
+        over=search.over,
+        attainment=search.attainment,
+        confidence=search.confidence,
+        best=search.best,
+        refuted=search.refuted,
+        sentence=search.sentence(", ".join(f"{name} <= {limit:g} ms" for name, limit in slo.items())),
+        probes=probes,
+    )
 
 
 def _own_version() -> str:

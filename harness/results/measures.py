@@ -25,7 +25,7 @@ def measures(summary: CellSummary, data: CellData, window: tuple[int, int] | Non
     result: dict[str, float | None] = {
         "no_success": float(summary.requests_ok == 0),
         "failed_to_finish": float(info.status == "failed"),
-        "interrupted": float(info.status in ("interrupted", "running")),
+        "interrupted": float(info.status in ("interrupted", "running", "killed")),
         "ran_dry": float(bool(schedule.get("ran_dry"))),
         "error_share": (summary.requests_failed - cancelled) / answered if answered else None,
         "client_cpu_percent": summary.client_cpu_percent,

@@ -23,6 +23,7 @@ from harness.results.memory import memory_numbers
 from harness.results.reader import Run
 from harness.results.schema import CellInfo, CellSummary, Distribution, RunManifest, Summary
 from harness.results.series import Floats
+from harness.results.slo import meets_slo
 from harness.results.validity import judge
 
 MIN_BEYOND = 2
@@ -114,7 +115,7 @@ def summarise_cell(data: CellData, manifest: RunManifest) -> CellSummary:
         e2e=distribution(since("t_send", done)),
     )
     if window is not None:
-        fill_rates(summary, data, window, tpot, manifest.slo)
+        fill_rates(summary, data, window, manifest.slo)
         whole = (info.t_start or window[0], info.t_end or window[1])
         for name, value in memory_numbers(data.metric_series(), window, whole, summary.output_tokens_per_s).items():
             setattr(summary, name, value)
@@ -124,9 +125,7 @@ def summarise_cell(data: CellData, manifest: RunManifest) -> CellSummary:
     return summary
 
 
-def fill_rates(
-    summary: CellSummary, data: CellData, window: tuple[int, int], tpot: Floats, slo: dict[str, float]
-) -> None:
+def fill_rates(summary: CellSummary, data: CellData, window: tuple[int, int], slo: dict[str, float]) -> None:
     """Rates over the window."""
     start, end = window
     seconds = (end - start) / NS_PER_S
@@ -141,14 +140,7 @@ def fill_rates(
     summary.total_tokens_per_s = (output_tokens + float(prompts)) / seconds
     summary.in_flight_max = int(in_flight(data)[1].max(initial=0))
     if slo:
-        times = {
-            "ttft": (first - data.column("t_send")) / NS_PER_MS,
-            "tpot": np.nan_to_num(tpot, nan=0.0),  # an answer of one token has no time between tokens
-            "e2e": (done - data.column("t_send")) / NS_PER_MS,
-        }
-        good = finished.copy()
-        for name, limit in slo.items():
-            good &= times[name] <= limit
+        good = finished & meets_slo(data, slo)
         summary.goodput = float(good.sum()) / seconds
 
 

@@ -21,6 +21,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
+from harness.results.files import GENERATION_KEY, before_of, is_written_now, journal_of, parquet_of
 from harness.results.schema import (
     CHUNK_COLUMNS,
     METRIC_COLUMNS,
@@ -74,11 +75,13 @@ def load_run(path: Path) -> Run:
             f"{path} holds no run.json, so it is not a run directory; give the folder `pagedbench run` wrote"
         )
     manifest = _load_document(path / "run.json", RunManifest)
+    if manifest.status == "running" and not is_written_now(path):
+        _say_killed(manifest)
     summary = _load_document(path / "summary.json", Summary) if (path / "summary.json").is_file() else None
     known = {cell.cell_id for cell in manifest.cells}
     if summary is not None:
         _check_summary(path, manifest, summary, known)
-    tables = {name: load_table(path, name) for name in TABLES}
+    tables = {name: load_table(path, name, manifest.generation) for name in TABLES}
     for name, table in tables.items():
         strangers = sorted(set(pc.unique(table["cell_id"]).to_pylist()) - known, key=str)
         if strangers:
@@ -89,13 +92,15 @@ def load_run(path: Path) -> Run:
     return Run(path=path, manifest=manifest, summary=summary, **tables)
 
 
-def load_table(path: Path, name: str) -> pa.Table:
+def load_table(path: Path, name: str, generation: int = 0) -> pa.Table:
     """Table ``name`` (a key of ``TABLES``) of the run directory ``path``; empty when it was never begun.
 
-    The Parquet file wins over the journal unless it is damaged (the writer was killed while it converted).
+    The Parquet file wins over the journal unless it is damaged (the writer was killed while it converted) or of an
+    earlier ``generation``.
     """
     schema = TABLES[name]
-    parquet, journal = path / f"{name}.parquet", path / f"{name}.jsonl"
+    parquet, journal = parquet_of(path, name), journal_of(path, name, generation)
+    before = before_of(path, name, generation)
     if parquet.is_file():
         try:
             table = pq.read_table(parquet)
@@ -103,10 +108,26 @@ def load_table(path: Path, name: str) -> pa.Table:
             if not journal.is_file():
                 raise RunReadError(f"{parquet} is damaged and no journal is beside it; run again ({error})") from error
         else:
-            return _conform(table, schema, parquet)
+            if int((table.schema.metadata or {}).get(GENERATION_KEY, b"0")) == generation:
+                return _conform(table, schema, parquet)
+    parts = []
+    if before.is_file():
+        try:
+            parts.append(_conform(pq.read_table(before), schema, before))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise RunReadError(f"{before} is damaged; run again ({error})") from error
     if journal.is_file():
-        return _conform(_read_journal(journal, schema), schema, journal)
-    return schema.empty_table()
+        parts.append(_conform(_read_journal(journal, schema), schema, journal))
+    return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def _say_killed(manifest: RunManifest) -> None:
+    """A run that reads "running" and that no process writes any more was killed; so was the cell that it was in."""
+    manifest.status = "killed"
+    manifest.ended = "the process that made this run was killed; what it had recorded until then is here"
+    for cell in manifest.cells:
+        if cell.status == "running":
+            cell.status = "killed"
 
 
 def _load_document(file: Path, model: type[M]) -> M:

@@ -38,7 +38,8 @@ ErrorClass = Literal[
 ]
 TokenSource = Literal["usage", "ids", "tokenizer", "chunks"]
 Validity = Literal["VALID", "SUSPECT", "INVALID"]
-RunStatus = Literal["running", "complete", "interrupted", "failed"]
+# "killed" is never written: a reader says so of a run that still reads "running" although no process holds it.
+RunStatus = Literal["running", "complete", "interrupted", "failed", "killed"]
 
 REQUEST_COLUMNS = pa.schema(
     [
@@ -182,6 +183,31 @@ class MachineInfo(Strict):
     gpus: list[dict[str, Any]] = Field(default_factory=list)
 
 
+class ProbeInfo(Strict):
+    """One level of a search: of ``total`` requests ``good`` met every SLO; ``low`` to ``high`` is Wilson's interval."""
+
+    level: float
+    good: int
+    total: int
+    low: float
+    high: float
+    verdict: Literal["pass", "fail", "undecided"]
+
+
+class SearchInfo(Strict):
+    """What a search for the highest load under an SLO found for one engine and workload."""
+
+    engine: str
+    workload: str
+    over: Literal["rate", "concurrency"]  # requests/s or requests in flight
+    attainment: float  # share of the requests that must meet every SLO
+    confidence: float
+    best: float | None = None  # the highest level that passes; null when none was shown to
+    refuted: float | None = None  # the lowest level that does not
+    sentence: str
+    probes: list[ProbeInfo]
+
+
 class RunManifest(Strict):
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -194,6 +220,10 @@ class RunManifest(Strict):
     engines: list[EngineInfo]
     cells: list[CellInfo]
     status: RunStatus = "running"
+    ended: str | None = None  # why it ended, when not well: a sentence for people
+    plan: dict[str, Any] | None = None  # what ``pagedbench run --resume`` goes on with
+    generation: int = 0  # how many times it was resumed; names the tables that count (see writer.py)
+    searches: list[SearchInfo] = Field(default_factory=list)
 
 
 class Distribution(Strict):

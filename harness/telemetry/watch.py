@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -59,6 +60,15 @@ class Watch:
             thread.stop()
         for scraper in self._scrapers:
             scraper.close()
+
+    async def __aenter__(self) -> Watch:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """As ``__exit__``, while the event loop goes on: the last samples may need it."""
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
 
     @property
     def error(self) -> Exception | None:

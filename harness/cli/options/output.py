@@ -13,3 +13,9 @@ RunDirectory = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document (the summary) on stdout.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume", metavar="DIR", help="Go on with the run in DIR: its complete cells stay, the rest is run."
+    ),
+]

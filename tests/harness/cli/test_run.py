@@ -172,7 +172,7 @@ def test_kill_minus_9_leaves_a_readable_run(server_thread: Any, tmp_path: Path) 
     child.kill()
     child.wait()
     run = load_run(out)
-    assert run.manifest.status == "running"
+    assert run.manifest.status == "killed"
     assert run.requests.num_rows >= 20
     assert run.metrics.num_rows > 0
 

@@ -96,7 +96,7 @@ def test_finished_run_has_every_table_with_the_exact_schema(finished: Path) -> N
 def test_killed_run_gives_the_same_tables_and_no_summary(killed: Path) -> None:
     run = load_run(killed)
     assert run.summary is None
-    assert run.manifest.status == "running"
+    assert run.manifest.status == "killed"
     for name, table in tables(run).items():
         assert table.to_pylist() == pa.Table.from_pylist(ROWS[name], schema=TABLES[name]).to_pylist()
 

@@ -67,7 +67,7 @@ for index in range(10**9):
     child.wait()
     child.stdout.close()
     run = load_run(tmp_path / "run")
-    assert run.manifest.status == "running"
+    assert run.manifest.status == "killed"
     indices = run.requests["request_index"].to_pylist()
     assert indices == list(range(len(indices)))
     assert len(indices) >= last + 1
