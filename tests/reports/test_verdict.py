@@ -216,7 +216,7 @@ def test_the_same_model_under_other_spellings_is_not_flagged(
 def test_a_killed_run_is_judged_from_what_it_left(demo_draft: Any, tmp_path: Path) -> None:
     data: Dataset = load_dataset([demo_draft.write_killed(tmp_path / "run")])
     verdict = judge(data)
-    assert "did not finish (status: running)" in points(verdict)
+    assert "did not finish (status: killed)" in points(verdict)
     assert plain(verdict.headline).startswith("In the same KV memory")
 
 
