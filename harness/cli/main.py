@@ -27,6 +27,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "serve": Entry("harness.cli.serve:serve", "Serve a model with the reference engine (OpenAI API)."),
     "run": Entry("harness.cli.run:run", "Drive engines with workloads; write a run directory and a report."),
+    "conform": Entry("harness.cli.conform:conform", "Ask whether an engine keeps its promises: the conformance suite."),
     "report": Entry("harness.cli.report:report", "Rebuild the report of run directories (HTML, Markdown, CSV, JSON)."),
     "emulate": Entry(
         "harness.cli.emulate:emulate", "Serve an engine with exact scripted times, for calibration and tests."
@@ -118,6 +119,8 @@ def main() -> None:
 
 # Which optional group brings a package that a subcommand may find missing.
 EXTRAS = {
+    "scipy": "conform",
+    "jsonschema": "conform",
     "torch": "engine",
     "tokenizers": "engine",
     "safetensors": "engine",

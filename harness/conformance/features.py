@@ -1,0 +1,341 @@
+"""What an engine offers, found by asking before any case runs.  A feature that is absent makes a case UNSUPPORTED.
+
+The names below are what cases write into ``needs``.  A feature is judged by its effect in the answer, never by a 200
+alone: many servers accept every field and ignore most of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.conformance.answer import Answer
+from harness.conformance.api import Api
+from harness.conformance.case import Failed
+from harness.engines.asker import Asker
+from harness.engines.capabilities import Capabilities
+from harness.engines.errors import ExpositionError, UnreachableError
+from harness.engines.metrics import parse_exposition
+from harness.engines.probe import Probe, probe
+from harness.results.schema import EngineInfo
+
+TEXT = "The quick brown fox jumps over the lazy dog. The capital of France is"
+CHAT = [{"role": "user", "content": "Tell me about the sea."}]
+
+MEANINGS: dict[str, str] = {
+    "completions": "/v1/completions answers",
+    "chat": "/v1/chat/completions answers",
+    "generate": "either of the two answers",
+    "stream": "an answer comes as server-sent events",
+    "logprobs": "completions return a log-probability a token",
+    "chat_logprobs": "chat returns a log-probability a token",
+    "echo": "completions return the prompt with the answer",
+    "echo_logprobs": "completions score the prompt's own tokens",
+    "scorer": "something scores given tokens: echo with logprobs, or a reference engine",
+    "reference": "a naive fp32 engine with the same model stands by",
+    "n": "several choices for one prompt",
+    "batch": "several prompts in one call",
+    "id_prompts": "prompts as token ids",
+    "return_ids": "answers tell their token ids",
+    "token_ids": "ids of the generated tokens can be known, from the answer or its logprobs",
+    "ignore_eos": "generation past the end-of-sequence token",
+    "seed": "the seed decides what is sampled",
+    "sampling": "a temperature above 0 samples",
+    "logit_bias": "logit_bias acts",
+    "top_k": "top_k acts",
+    "penalties": "frequency_penalty acts",
+    "stop": "a stop string ends the answer",
+    "tools": "a tool call can be forced",
+    "json_schema": "output can be held to a JSON schema",
+    "cached_tokens": "usage tells prompt tokens found in the prefix cache",
+    "cache_salt": "cache_salt separates prefix caches",
+    "metrics": "/metrics shows something of our vocabulary",
+    "tokenize": "the server, or the reference, tokenizes",
+    "sentinel": "the model is the sentinel, whose answers are known",
+    "api_key": "the suite was given a key that the engine demands",
+    "restart": "the suite launched the engine and can restart it",
+    "debug_kv": "the debug endpoint for the KV pool",
+    "debug_hooks": "the debug endpoints that disturb the pool",
+    "pool": "the size of the KV pool is known",
+    "context": "the longest sequence is known",
+}
+
+
+@dataclass(slots=True)
+class Features:
+    """The engine's features and the numbers that cases scale with."""
+
+    info: EngineInfo
+    capabilities: Capabilities
+    names: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)  # could not be found out; counts as absent, and says so
+    top_logprobs: int = 0  # alternatives a position that completions return
+    metric_names: set[str] = field(default_factory=set)
+    block_size: int | None = None  # tokens
+    pool_tokens: int | None = None  # tokens the KV pool holds
+    max_model_len: int | None = None  # tokens
+    max_num_seqs: int | None = None
+    tokens_per_s: float = 20.0  # of one stream
+    latency_s: float = 1.0  # of one short answer
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.names for name in names)
+
+    def missing(self, needs: tuple[str, ...]) -> list[str]:
+        """Needs that are absent; ``metric:NAME`` asks for one metric, ``a|b`` for either."""
+        return [need for need in needs if not any(self._offers(part) for part in need.split("|"))]
+
+    def _offers(self, need: str) -> bool:
+        if need.startswith("metric:"):
+            return need.removeprefix("metric:") in self.metric_names
+        return need in self.names
+
+    def document(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "features": sorted(self.names),
+            "absent": sorted(set(MEANINGS) - self.names),
+            "unknown": sorted(self.unknown),
+            "metrics": sorted(self.metric_names),
+            "top_logprobs": self.top_logprobs,
+            "block_size": self.block_size,
+            "pool_tokens": self.pool_tokens,
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_num_seqs,
+            "tokens_per_s": round(self.tokens_per_s, 1),
+        }
+
+
+async def find_features(
+    url: str, *, name: str | None, model: str | None, api_key: str | None, timeout_s: float, known: Probe | None = None
+) -> Features:
+    """Ask the server at ``url``.  Raises UnreachableError when there is no OpenAI API there."""
+    await require_api(url, model, api_key, timeout_s)
+    found = known or await probe(url, api_key, model, name=name, timeout_s=timeout_s)
+    features = Features(found.info, found.capabilities)
+    async with Api(url, found.info.model, api_key=api_key, timeout_s=timeout_s) as api:
+        await Questions(api, features).ask()
+    if api_key is not None:
+        await ask_key(url, features)
+    return features
+
+
+async def require_api(url: str, model: str | None, api_key: str | None, timeout_s: float) -> None:
+    """One look before the long probe: a dead, hanging or foreign server is told at once."""
+    async with Asker(url, api_key) as asker:
+        named = {"model": model} if model else {}
+        probes = [
+            asker.get("/v1/models", timeout_s),
+            asker.post("/v1/completions", {**named, "prompt": "Hello", "max_tokens": 1}, timeout_s),
+            asker.post(
+                "/v1/chat/completions",
+                {**named, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1},
+                timeout_s,
+            ),
+        ]
+        models, completion, chat = await asyncio.gather(*probes)
+    if all(reply.status is None for reply in (models, completion, chat)):
+        raise UnreachableError(f"no HTTP server answers at {url}: {completion.error}")
+    # A server that wants its model named refuses here with 4xx and JSON; that is an API all the same.
+    speaks = [reply for reply in (completion, chat) if isinstance(reply.json(), dict) and reply.status != 404]
+    if not speaks:
+        words = completion.error or f"HTTP {completion.status}, {' '.join(completion.text.split())[:80]!r}"
+        raise UnreachableError(f"there is no OpenAI API at {url}: POST /v1/completions: {words}")
+
+
+async def ask_key(url: str, features: Features) -> None:
+    async with Asker(url, None) as asker:
+        reply = await asker.get("/v1/models")
+    if reply.status in (401, 403):
+        features.names.add("api_key")
+
+
+class Questions:
+    """Fills ``features`` by small requests, one after another."""
+
+    def __init__(self, api: Api, features: Features) -> None:
+        self._api = api
+        self._features = features
+
+    async def ask(self) -> None:
+        capabilities, names = self._features.capabilities, self._features.names
+        for name, has in (
+            ("completions", capabilities.completions),
+            ("chat", capabilities.chat),
+            ("generate", capabilities.completions or capabilities.chat),
+            ("stream", capabilities.stream_usage is not None),
+            ("id_prompts", capabilities.token_id_prompts),
+            ("return_ids", capabilities.return_token_ids),
+            ("ignore_eos", capabilities.ignore_eos == "honoured"),
+            ("cached_tokens", capabilities.cached_tokens),
+            ("tokenize", capabilities.tokenize is not None),
+            ("metrics", capabilities.metrics),
+        ):
+            if has:
+                names.add(name)
+        if capabilities.completions:
+            await self._completions()
+        if capabilities.chat:
+            await self._chat()
+        await self._debug()
+        self._numbers()
+
+    async def _try(self, **fields: Any) -> Answer | None:
+        """A completion, or None when the engine refuses it."""
+        try:
+            return await self._api.complete(
+                fields.pop("prompt", TEXT), max_tokens=fields.pop("max_tokens", 4), **fields
+            )
+        except Failed:
+            return None
+
+    def _note(self, name: str, holds: bool | None) -> None:
+        if holds is None:
+            self._features.unknown.add(name)
+        elif holds:
+            self._features.names.add(name)
+
+    async def _completions(self) -> None:
+        features = self._features
+        speed = await self._try(max_tokens=24)
+        if speed is not None and speed.completion_tokens:
+            features.tokens_per_s = max(speed.completion_tokens / max(speed.exchange.seconds, 1e-3), 0.5)
+            features.latency_s = speed.exchange.seconds
+        scored = await self._try(logprobs=5)
+        scores = scored.first.scores if scored else None
+        has_scores = bool(scores) and all(score.logprob is not None for score in scores or [])
+        self._note("logprobs", has_scores)
+        features.top_logprobs = max((len(score.top) for score in scores or []), default=0)
+        if features.has("return_ids") or (scored is not None and has_scores and scored.first.token_ids()):
+            features.names.add("token_ids")
+        await self._echo()
+        several = await self._try(n=2)
+        self._note("n", several is not None and len(several.choices) == 2)
+        batch = await self._try(prompt=[TEXT, TEXT])
+        self._note("batch", batch is not None and len(batch.choices) == 2)
+        await self._sampling()
+        await self._bias()
+        stopped = await self._stop()
+        self._note("stop", stopped)
+
+    async def _echo(self) -> None:
+        echoed = await self._try(echo=True, max_tokens=1)
+        self._note("echo", echoed is not None and echoed.text.startswith(TEXT[:20]))
+        scored = await self._try(echo=True, logprobs=2, max_tokens=1)
+        scores = scored.first.scores if scored else None
+        known = [score for score in scores or [] if score.logprob is not None]
+        self._note("echo_logprobs", len(known) >= 4)
+
+    async def _sampling(self) -> None:
+        texts = []
+        for seed in (11, 11, 12, 13):
+            answer = await self._try(temperature=2.0, max_tokens=12, seed=seed)
+            texts.append(answer.text if answer else None)
+        if None in texts:
+            return
+        self._note("sampling", len(set(texts)) > 1)
+        self._note("seed", len(set(texts)) > 1 and texts[0] == texts[1])
+
+    async def _bias(self) -> None:
+        plain = await self._try(max_tokens=1, logprobs=2)
+        if plain is None:
+            return
+        # An id that is hardly ever the best token; +100 must force it.
+        forced = [await self._try(max_tokens=4, logit_bias={str(token): 100}) for token in (20, 21)]
+        texts = {answer.text if answer else plain.text for answer in forced}
+        self._note("logit_bias", len(texts) > 1 and plain.text not in {t[: len(plain.text)] for t in texts})
+        repeats = await self._try(max_tokens=24, ignore_eos=True) or plain
+        penalised = await self._try(max_tokens=24, ignore_eos=True, frequency_penalty=2.0)
+        if penalised is None:
+            penalised = await self._try(max_tokens=24, frequency_penalty=2.0)
+        self._note("penalties", penalised is not None and penalised.text != repeats.text)
+        cut = [await self._try(temperature=2.0, top_k=1, max_tokens=8, seed=seed) for seed in (1, 2, 3)]
+        firsts = {answer.text for answer in cut if answer}
+        self._note("top_k", len(firsts) == 1 and None not in cut)
+
+    async def _stop(self) -> bool | None:
+        plain = await self._try(max_tokens=16)
+        if plain is None or len(plain.text.strip()) < 4:
+            return None
+        middle = plain.text[len(plain.text) // 2 :][:2]
+        stopped = await self._try(max_tokens=16, stop=[middle])
+        return stopped is not None and middle not in stopped.text and len(stopped.text) < len(plain.text)
+
+    async def _chat(self) -> None:
+        try:
+            answer = await self._api.chat(CHAT, max_tokens=4, logprobs=True, top_logprobs=2)
+        except Failed:
+            answer = None
+        scores = answer.first.scores if answer else None
+        self._note("chat_logprobs", bool(scores) and all(score.logprob is not None for score in scores or []))
+        if not self._features.has("completions") and answer is not None:
+            self._features.latency_s = answer.exchange.seconds
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+        body = {"messages": CHAT, "max_tokens": 64, "temperature": 0, "response_format": form}
+        reply = await self._api.post("/v1/chat/completions", body)
+        self._note("json_schema", reply.status == 200 and starts_object(reply.json()))
+        tool = {"type": "function", "function": {"name": "look_up", "parameters": schema}}
+        choice = {"type": "function", "function": {"name": "look_up"}}
+        body = {"messages": CHAT, "max_tokens": 64, "temperature": 0, "tools": [tool], "tool_choice": choice}
+        reply = await self._api.post("/v1/chat/completions", body)
+        self._note("tools", reply.status == 200 and "tool_calls" in reply.text and has_call(reply.json()))
+
+    async def _debug(self) -> None:
+        reply = await self._api.request("GET", "/debug/kv")
+        document = reply.json() if reply.status == 200 else None
+        self._note("debug_kv", isinstance(document, dict) and "ledger" in document)
+        hooks = await self._api.request("GET", "/debug/hooks")
+        self._note("debug_hooks", hooks.status == 200 and isinstance(hooks.json(), dict))
+
+    def _numbers(self) -> None:
+        features, settings = self._features, self._features.info.settings
+        features.metric_names = set(features.capabilities.metric_names)
+        features.max_model_len = features.info.max_model_len
+        features.block_size = whole(settings.get("block_size")) or whole(settings.get("kv_block_size"))
+        features.max_num_seqs = whole(settings.get("max_num_seqs"))
+        features.pool_tokens = whole(settings.get("kv_slots_reserved")) or whole(settings.get("kv_tokens"))
+        blocks = whole(settings.get("kv_blocks")) or whole(settings.get("num_blocks"))
+        if features.pool_tokens is None and blocks and features.block_size:
+            features.pool_tokens = blocks * features.block_size
+        if features.pool_tokens:
+            features.names.add("pool")
+        if features.max_model_len:
+            features.names.add("context")
+
+
+def starts_object(document: Any) -> bool:
+    """Whether a chat answer's content looks like a JSON object."""
+    try:
+        content = document["choices"][0]["message"]["content"]
+    except (TypeError, KeyError, IndexError):
+        return False
+    return isinstance(content, str) and content.strip().startswith("{")
+
+
+def has_call(document: Any) -> bool:
+    try:
+        return bool(document["choices"][0]["message"]["tool_calls"])
+    except (TypeError, KeyError, IndexError):
+        return False
+
+
+def whole(value: Any) -> int | None:
+    """A positive whole number in a setting, whatever type it was given as."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number > 0 else None
+
+
+async def read_metrics(api: Api) -> dict[str, float]:
+    """The engine's metrics in our vocabulary; empty when /metrics is silent or broken."""
+    reply = await api.request("GET", "/metrics")
+    if reply.status != 200:
+        return {}
+    try:
+        return parse_exposition(reply.text)
+    except ExpositionError:
+        return {}

@@ -1,0 +1,50 @@
+"""The catalogue is whole and consistent: ids, levels, needs, faults."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.conformance.cases import all_cases
+from harness.conformance.context import Options
+from harness.conformance.features import MEANINGS
+from harness.conformance.runner import UnknownCaseError, select
+from harness.results.schema import METRIC_NAMES
+
+CASES = all_cases()
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.id)
+def test_a_case_is_declared_whole(case) -> None:
+    assert re.fullmatch(r"[A-Z]{3}-\d\d", case.id)
+    assert case.level in ("MUST", "SHOULD", "INFO")
+    assert case.title
+    assert case.source
+    assert case.oracle
+    for fault in case.kills:
+        assert re.fullmatch(r"F\d\d", fault), fault
+    for need in case.needs:
+        for part in need.split("|"):
+            if part.startswith("metric:"):
+                assert part.removeprefix("metric:") in METRIC_NAMES, part
+            else:
+                assert part in MEANINGS, part
+
+
+def test_ids_and_families_choose_cases() -> None:
+    assert [case.id for case in select(["api-04"], Options())] == ["API-04"]
+    assert {case.family for case in select(["STR-*"], Options())} == {"STR"}
+    assert {case.family for case in select(["str"], Options())} == {"STR"}
+    assert all(case.level == "MUST" for case in select(None, Options(levels=("MUST",))))
+    with pytest.raises(UnknownCaseError, match="API-99"):
+        select(["API-99"], Options())
+
+
+def test_every_need_of_a_case_can_be_found_out() -> None:
+    named = {part for case in CASES.values() for need in case.needs for part in need.split("|")}
+    source = Path("harness/conformance/features.py").read_text() + Path("harness/conformance/runner.py").read_text()
+    for need in named:
+        if not need.startswith("metric:"):
+            assert source.count(f'"{need}"') >= 2, f"nothing ever grants {need}"
