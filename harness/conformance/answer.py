@@ -255,6 +255,8 @@ class Streamed:
             scores = parse_scores(delta.get("logprobs"))
             if scores:
                 choice.scores = (choice.scores or []) + scores
-        usage = next((event["usage"] for event in reversed(self.events) if isinstance(event.get("usage"), dict)), {})
+        usage: Mapping[str, Any] = next(
+            (event["usage"] for event in reversed(self.events) if isinstance(event.get("usage"), dict)), {}
+        )
         ordered = sorted(choices.values(), key=lambda choice: str(choice.index).zfill(6))
         return Answer(self.exchange, ordered, usage, self.events[0])

@@ -69,6 +69,15 @@ class Prompts:
         """About as many tokens as words."""
         return " ".join(rng.choice(WORDS) for _ in range(max(words, 1)))
 
+    def joined(self, *parts: Prompt) -> Prompt:
+        """Prompts one after another, with one start."""
+        if all(isinstance(part, list) for part in parts):
+            lists = [part for part in parts if isinstance(part, list)]
+            size = len(self.start)
+            rest = [token for part in lists[1:] for token in (part[size:] if part[:size] == self.start else part)]
+            return lists[0] + rest
+        return " ".join(str(part) for part in parts)
+
     def make_prompt(self, rng: random.Random, tokens: int) -> Prompt:
         """As near to ``tokens`` as the engine's dialect allows."""
         return self.exact(rng, tokens) if self.takes_ids else self.text(rng, tokens)

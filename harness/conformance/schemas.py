@@ -91,8 +91,8 @@ def validate_json(text: Any, schema: Mapping[str, Any]) -> str | None:
         value = json.loads(text)
     except ValueError as error:
         return f"not JSON: {error} in {text[:80]!r}"
-    error = next(iter(Draft202012Validator(dict(schema)).iter_errors(value)), None)
-    return None if error is None else error.message[:160]
+    fault = next(iter(Draft202012Validator(dict(schema)).iter_errors(value)), None)
+    return None if fault is None else fault.message[:160]
 
 
 def _object(**properties: Any) -> dict[str, Any]:

@@ -334,7 +334,7 @@ async def echo(ctx: Context) -> None:
         logprobs = answer.first.raw.get("logprobs")
         offsets = logprobs.get("text_offset") if isinstance(logprobs, dict) else None
         if isinstance(offsets, list) and offsets:
-            tokens = logprobs["tokens"]
+            tokens = [str(score.token) for score in answer.first.scores or []]
             ctx.require(offsets == sorted(offsets), "text_offset goes backwards", offsets=offsets[:40])
             whole = [
                 (o, t) for o, t in zip(offsets, tokens, strict=False) if t and "\ufffd" not in t and "bytes:" not in t
@@ -485,7 +485,7 @@ async def check_tools(ctx: Context, schemas: list[tuple[str, Any]], text: str) -
 async def one_tool(ctx: Context, name: str, schema: Any, text: str, *, stream: bool) -> None:
     tool = {"type": "function", "function": {"name": name, "description": f"Does {name}.", "parameters": schema}}
     choice = {"type": "function", "function": {"name": name}}
-    body = {
+    body: dict[str, Any] = {
         "messages": [{"role": "user", "content": text}],
         "tools": [tool],
         "tool_choice": choice,
@@ -501,16 +501,20 @@ async def one_tool(ctx: Context, name: str, schema: Any, text: str, *, stream: b
             for _, delta in streamed.deltas()
             if isinstance(delta.get("delta"), dict)
             for call in delta["delta"].get("tool_calls") or []
+            if isinstance(call, dict)
         ]
         ctx.require(pieces, f"the streamed call of {name} is missing")
-        arguments = "".join((piece.get("function") or {}).get("arguments") or "" for piece in pieces)
+        arguments: Any = "".join((piece.get("function") or {}).get("arguments") or "" for piece in pieces)
         called = next((n for piece in pieces if (n := (piece.get("function") or {}).get("name"))), None)
         finish = next((d.get("finish_reason") for _, d in streamed.deltas() if d.get("finish_reason")), None)
     else:
-        answer = await ctx.api.chat(**{**body, "messages": body["messages"]})
+        answer = await ctx.api.chat(**body)
         calls = (answer.first.raw.get("message") or {}).get("tool_calls")
-        ctx.require(calls, f"the call of {name} is missing: {str(answer.first.raw)[:160]}")
-        called, arguments = calls[0]["function"]["name"], calls[0]["function"]["arguments"]
+        function = (
+            calls[0].get("function") if isinstance(calls, list) and calls and isinstance(calls[0], dict) else None
+        )
+        ctx.require(isinstance(function, dict), f"the call of {name} is missing: {str(answer.first.raw)[:160]}")
+        called, arguments = (function or {}).get("name"), (function or {}).get("arguments")
         finish = answer.first.finish
     if finish == "length":
         raise Inconclusive(f"the arguments of {name} did not end within 256 tokens")
@@ -552,7 +556,7 @@ async def check_output(ctx: Context, schemas: list[Any], *, stream: bool) -> Non
     ended = 0
     for number, schema in enumerate(schemas):
         form = {"type": "json_schema", "json_schema": {"name": f"form{number}", "schema": schema, "strict": True}}
-        body = {
+        body: dict[str, Any] = {
             "messages": [{"role": "user", "content": f"Fill in form {number} with any values."}],
             "response_format": form,
             "max_tokens": 384,

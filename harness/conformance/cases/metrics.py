@@ -226,7 +226,7 @@ async def hit_counters(ctx: Context) -> None:
     told = 0
     for number in range(6):
         tail = ctx.prompts.make_prompt(ctx.rng, 5 + number)
-        prompt = shared + tail[len(ctx.prompts.start) :] if isinstance(shared, list) else f"{shared} {tail}"
+        prompt = ctx.prompts.joined(shared, tail)
         told += (await ctx.api.complete(prompt, **ctx.fields(2))).cached_tokens or 0
     after = await settled(ctx, "prefix_cache_hits_total")
     rose = after.get("prefix_cache_hits_total", 0) - before.get("prefix_cache_hits_total", 0)

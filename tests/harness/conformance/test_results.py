@@ -13,7 +13,14 @@ from reports.conformance import junit_xml, render_page
 
 def result(verdict: str, level: str = "MUST", id: str = "API-01") -> CaseResult:
     return CaseResult(
-        id=id, family=id[:3], level=level, title="a <title>", source="s", oracle="structural", verdict=verdict, reason="r\x00"
+        id=id,
+        family=id[:3],
+        level=level,
+        title="a <title>",
+        source="s",
+        oracle="structural",
+        verdict=verdict,
+        reason="r\x00",
     )
 
 
