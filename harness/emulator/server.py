@@ -23,7 +23,7 @@ from harness.emulator.exposition import exposition
 from harness.emulator.frames import STREAM_HEAD, Frames, error_document, event, frame, response, start_of
 from harness.emulator.options import EARLY_FAULTS, EmulatorError, EmulatorOptions, Fault
 from harness.load.alarms import Alarms
-from harness.load.wire import DirectTransport
+from harness.load.direct import DirectTransport
 
 monotonic_ns = time.monotonic_ns
 

@@ -93,7 +93,7 @@ class CellRun:
         """Drive the cell to its end.  Raises what the sink raises (a full disk) after everything has been stopped."""
         plan = self._plan
         connections = plan.load.concurrency or WARM_OPEN_LOOP_CONNECTIONS
-        await self._client.warm(min(connections, max(1, len(self._specs))), "health")
+        await self._client.warm(min(connections, max(1, len(self._specs))))
         stale_before = self._client.stale_connections
         lag = LagMonitor(self._on_lag)
         with quiet_interpreter():

@@ -1,162 +1,189 @@
-"""The client: sends one request, keeps the bytes and their times, and never interprets anything while it does."""
+"""The client: sends requests over kept connections, keeps bytes and times, and interprets nothing while it does."""
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
 
-import aiohttp
-from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError, TransferEncodingError
-from yarl import URL
-
-from harness.load.exchange import Exchange
-from harness.load.wire import StampedBody, StampingConnector
+from harness.load.connection import Connection
+from harness.load.content_coding import decode_body
+from harness.load.endpoint import ConnectError, Connector, Endpoint
+from harness.load.exchange import Exchange, StampSource
+from harness.load.limits import Overseer, Timeouts
+from harness.load.stamps import StampClock, StampKeeper
 
 monotonic_ns = time.monotonic_ns
 
 # Servers close idle connections, uvicorn after 5 s; reusing one at that moment would look like a failure of the server.
-KEEPALIVE_S = 4.0
-STALE_ERRORS = (aiohttp.ClientConnectionError, OSError)
+KEEPALIVE_NS = 4_000_000_000
 STALE_NS = 1_000_000_000
-NEVER = 2**29  # bytes that aiohttp may buffer before it stops reading: the body is taken at its end
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Limits of one request in seconds.  ``first`` and ``total`` count from the moment it is sent off, ``idle`` from
-    the last byte."""
-
-    connect: float = 10.0
-    first: float = 300.0
-    idle: float = 120.0
-    total: float = 1800.0
+CONNECTING_AT_ONCE = 128
 
 
 class Client:
-    """Sends requests to one server over pooled connections.  Use as ``async with Client(...)``."""
+    """Sends requests to one engine: one server, or several that share its load in turn.
+
+    Use as ``async with Client(url)``.  There are never more connections than requests in flight (or warmed up).
+    """
 
     def __init__(
         self,
-        base_url: str,
+        urls: str | Sequence[str],
         *,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeouts: Timeouts | None = None,
         verify_tls: bool = True,
-        max_connections: int = 0,
+        stamps: StampSource = "kernel",
     ) -> None:
-        self.base_url = URL(base_url.rstrip("/") + "/")
         self.timeouts = timeouts or Timeouts()
-        self._verify_tls = verify_tls
-        self._max_connections = max_connections
-        self._headers = {
-            "Accept": "text/event-stream",
-            "Accept-Encoding": "identity",
-            "User-Agent": "pagedbench",
-            **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
-            **(headers or {}),
-        }
         self.stale_connections = 0  # requests that were sent again on a fresh connection
-        self._urls: dict[str, URL] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self.connections = 0  # ever opened
+        self._endpoints = [Endpoint.of(url) for url in ([urls] if isinstance(urls, str) else urls)]
+        self._verify_tls = verify_tls
+        self._stamps = stamps
+        fields = header_fields(api_key, headers or {})
+        self._header_lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self._heads: dict[tuple[int, str], bytes] = {}
+        self._turn = 0
+        self._idle: list[list[Connection]] = [[] for _ in self._endpoints]
+        self._open: set[Connection] = set()
+        self._connectors: list[Connector] = []
+        self._keeper: StampKeeper | None = None
+        self.clock: StampClock | None = None
 
     async def __aenter__(self) -> Client:
-        connector = StampingConnector(
-            limit=self._max_connections,
-            keepalive_timeout=KEEPALIVE_S,
-            ssl=self._verify_tls,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect),
-            read_bufsize=NEVER,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-        )
+        if self._stamps == "kernel":
+            self._keeper = StampKeeper()
+            self.clock = StampClock() if self._keeper.works else None
+        self._connectors = [
+            Connector(endpoint, number, verify_tls=self._verify_tls, clock=self.clock)
+            for number, endpoint in enumerate(self._endpoints)
+        ]
+        self._overseer = Overseer(self.timeouts)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._session is not None
-        await self._session.close()
+        self._overseer.close()
+        for connection in tuple(self._open):
+            connection.close()
+        self._open.clear()
+        if self._keeper is not None:
+            self._keeper.close()
+        await asyncio.sleep(0)
 
-    def _url(self, path: str) -> URL:
-        if path not in self._urls:
-            self._urls[path] = self.base_url.join(URL(path))
-        return self._urls[path]
+    async def warm(self, connections: int) -> None:
+        """Open up to ``connections`` connections ahead, over all servers in turn.  Failures do not matter here."""
+        gate = asyncio.Semaphore(CONNECTING_AT_ONCE)
 
-    async def warm(self, connections: int, path: str) -> None:
-        """Open up to ``connections`` connections ahead, by as many simultaneous GETs.  Their answers do not matter."""
+        async def one(number: int) -> None:
+            async with gate:
+                try:
+                    connection = await self._connect(number % len(self._connectors))
+                except ConnectError:
+                    return
+            self._keep(connection)
 
-        async def one() -> None:
-            assert self._session is not None
-            try:
-                async with asyncio.timeout(self.timeouts.connect):
-                    async with self._session.get(self._url(path), allow_redirects=False) as response:
-                        await response.read()
-            except (aiohttp.ClientError, OSError, TimeoutError):
-                pass
-
-        await asyncio.gather(*(one() for _ in range(connections)))
+        await asyncio.gather(*(one(number) for number in range(connections)))
 
     async def send(self, exchange: Exchange, path: str, body: bytes) -> None:
         """POST ``body`` and fill ``exchange`` until the response ends, fails or times out.
 
         Raises nothing but CancelledError, and that only when the caller is cancelled (the exchange is then marked).
         """
-        watchdog = Watchdog(exchange, self.timeouts)
+        number = self._turn % len(self._connectors)
+        self._turn += 1
+        request = b"%b%d\r\n\r\n%b" % (self._head(number, path), len(body), body)
         try:
-            # Every turn uses up one kept connection that the server had closed, so it ends at a fresh one.
-            while True:
-                try:
-                    await self._attempt(exchange, path, body)
-                    break
-                except STALE_ERRORS:
-                    if not is_stale(exchange):
-                        raise
-                    self.stale_connections += 1
-                    exchange.t_send = None
+            await self._attempt(exchange, number, request)
+            if is_stale(exchange):
+                self.stale_connections += 1
+                exchange.t_send = exchange.t_done = exchange.failure = None
+                await self._attempt(exchange, number, request, fresh=True)
         except asyncio.CancelledError:
-            if not watchdog.fired:
-                exchange.fail("cancelled", "the request was cancelled by this client")
-                raise
-            task = asyncio.current_task()
-            assert task is not None
-            task.uncancel()
-        except Exception as error:
-            exchange.fail(*classify(error, exchange))
+            exchange.fail("cancelled", "the request was cancelled by this client")
+            raise
         finally:
-            watchdog.stop()
             if exchange.t_done is None:
                 exchange.t_done = monotonic_ns()
+            decode_body(exchange)
 
-    async def _attempt(self, exchange: Exchange, path: str, body: bytes) -> None:
-        """One POST on one connection, to the end of its response.  Raises what aiohttp raises."""
-        assert self._session is not None
-        response = await self._session.post(self._url(path), data=StampedBody(body, exchange), allow_redirects=False)
-        whole = False
+    async def _attempt(self, exchange: Exchange, number: int, request: bytes, *, fresh: bool = False) -> None:
+        connection = None if fresh else self._take(number)
+        if connection is None:
+            try:
+                connection = await self._connect(number)
+            except ConnectError as error:
+                exchange.fail(error.error_class, str(error))  # type: ignore[arg-type]
+                return
+        self._overseer.watch(exchange, connection.end)
         try:
-            exchange.status = response.status
-            exchange.content_type = response.content_type if "Content-Type" in response.headers else ""
-            error = response.content.exception()
-            if error is not None:
-                raise error
-            await response.content.wait_eof()
-            exchange.t_done = exchange.stamps[-1]
-            whole = exchange.failure is None
+            await connection.carry(exchange, request)
         finally:
-            exchange.body = take_body(response)
-            if whole:
-                response.release()
+            self._overseer.forget(exchange)
+            if connection.is_closed:
+                self._open.discard(connection)
             else:
-                response.close()
+                self._keep(connection)
+
+    async def _connect(self, number: int) -> Connection:
+        """Raises ConnectError."""
+        try:
+            async with asyncio.timeout(self.timeouts.connect):
+                connection = await self._connectors[number].connect(self._lost)
+        except TimeoutError:
+            raise ConnectError("connect", f"no connection within {self.timeouts.connect:g} s") from None
+        self.connections += 1
+        self._open.add(connection)
+        return connection
+
+    def _take(self, number: int) -> Connection | None:
+        """A kept connection that can be trusted to be alive."""
+        idle = self._idle[number]
+        while idle:
+            connection = idle.pop()
+            if not connection.is_closed and monotonic_ns() - connection.idle_since < KEEPALIVE_NS:
+                return connection
+            connection.close()
+            self._open.discard(connection)
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        connection.idle_since = monotonic_ns()
+        self._idle[connection.endpoint].append(connection)
+
+    def _lost(self, connection: Connection) -> None:
+        """A connection ended while nobody used it."""
+        self._open.discard(connection)
+
+    def _head(self, number: int, path: str) -> bytes:
+        head = self._heads.get((number, path))
+        if head is None:
+            endpoint = self._endpoints[number]
+            text = f"POST {endpoint.path}/{path} HTTP/1.1\r\nHost: {endpoint.authority}\r\n{self._header_lines}"
+            head = self._heads[number, path] = f"{text}Content-Length: ".encode("latin-1")
+        return head
+
+
+def header_fields(api_key: str | None, headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that every request carries; the user's win over ours.  Raises ValueError."""
+    known = {
+        "Accept": "text/event-stream",
+        "Accept-Encoding": "identity",
+        "Content-Type": "application/json",
+        "User-Agent": "pagedbench",
+        **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+    }
+    theirs = {name.lower() for name in headers}
+    merged = {name: value for name, value in known.items() if name.lower() not in theirs} | dict(headers)
+    for name, value in merged.items():
+        if not name or any(mark in name + value for mark in "\r\n\0") or ":" in name:
+            raise ValueError(f"{name!r} cannot be a header")
+    return merged
 
 
 def is_stale(exchange: Exchange) -> bool:
@@ -166,73 +193,7 @@ def is_stale(exchange: Exchange) -> bool:
     on a fresh connection, the request is the first that the server sees (RFC 9112, section 9.3.1).  On a fresh
     connection the same failure counts.
     """
+    if exchange.failure is None or exchange.failure[0] != "truncated" or exchange.stamps:
+        return False
     at_once = exchange.t_send is None or monotonic_ns() - exchange.t_send < STALE_NS
-    return exchange.reused_connection and not exchange.stamps and exchange.failure is None and at_once
-
-
-def take_body(response: aiohttp.ClientResponse) -> bytes:
-    """Every byte of the body that came, also when the stream broke (aiohttp's reader refuses to give those)."""
-    content = response.content
-    if content.exception() is None:
-        return content.read_nowait()
-    return b"".join(content._buffer)
-
-
-class Watchdog:
-    """Cancels the task it was made in when the exchange overruns a limit.  One timer, moved on only when it fires."""
-
-    __slots__ = ("_exchange", "_handle", "_limits", "_loop", "_start", "_task", "fired")
-
-    def __init__(self, exchange: Exchange, limits: Timeouts) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._exchange = exchange
-        self._limits = limits
-        self._loop = asyncio.get_running_loop()
-        self._start = monotonic_ns()
-        self.fired = False
-        self._handle = self._loop.call_later(min(limits.first, limits.total), self._check)
-
-    def stop(self) -> None:
-        self._handle.cancel()
-
-    def _check(self) -> None:
-        exchange, limits, now = self._exchange, self._limits, monotonic_ns()
-        has_content = bool(exchange.ends) and exchange.ends[-1] > 0
-        total_left = limits.total - (now - self._start) / 1e9
-        if has_content:
-            left = limits.idle - (now - exchange.stamps[-1]) / 1e9
-            sentence = f"no byte came for {limits.idle:g} s"
-        else:
-            left = limits.first - (now - self._start) / 1e9
-            sentence = f"no byte of the answer came within {limits.first:g} s"
-        if left <= 0 or total_left <= 0:
-            self.fired = True
-            if left > 0:
-                sentence = f"the answer was not complete within {limits.total:g} s"
-            exchange.fail("timeout_idle" if has_content else "timeout_first", sentence)
-            self._task.cancel()
-        else:
-            self._handle = self._loop.call_later(max(0.001, min(left, total_left)), self._check)
-
-
-def classify(error: Exception, exchange: Exchange) -> tuple[Any, str]:
-    """The error class and sentence for what aiohttp raised."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError, ssl.SSLError)):
-        return "tls", f"TLS failed: {text}"
-    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-        return "connect", f"could not connect: {text}"
-    if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
-        return "malformed", f"the response is not valid HTTP: {text}"
-    if isinstance(error, aiohttp.ClientPayloadError):
-        cause = error.__cause__
-        cut_short = isinstance(cause, (ContentLengthError, TransferEncodingError))
-        if isinstance(cause, HttpProcessingError) and not cut_short:
-            return "malformed", f"the body is not valid HTTP: {text}"
-        return "truncated", f"the connection ended inside the response: {text}"
-    if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
-        where = "inside the response" if exchange.stamps else "before a response began"
-        return "truncated", f"the connection ended {where}: {text}"
-    return "malformed", f"{type(error).__name__}: {text}"
+    return exchange.reused_connection and at_once

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.load.client import Timeouts
+from harness.load.limits import Timeouts
 from harness.load.search import MaxSearch
 from workloads.registry import make_workload, parse_workload
 from workloads.request import Load, WorkloadError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from harness.load.exchange import Exchange
+from harness.load.exchange import Exchange, StampSource
 from harness.load.meaning import StreamMeaning, describe_error
 from harness.load.sse import SseParser
 from workloads.request import RequestSpec
@@ -61,6 +61,7 @@ class RequestRecord:
     chunks: int
     output_sha256: str | None
     warmup: bool
+    stamp: StampSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ def settle_slowly(
         chunks=len(rows),
         output_sha256=meaning.sha256,
         warmup=warmup,
+        stamp=exchange.stamp_source,
     )
     return record, rows
 

@@ -67,6 +67,7 @@ REQUEST_COLUMNS = pa.schema(
         ("chunks", pa.int64()),
         ("output_sha256", pa.string()),
         ("warmup", pa.bool_()),
+        ("stamp", pa.string()),  # who stamped its bytes: "kernel" or "user" (this process, before decoding)
     ]
 )
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import queue
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -111,7 +112,7 @@ class ScriptedServer:
     ``script`` gets the connection after the request was read; when it returns, the connection is kept for the next one.
     """
 
-    def __init__(self, script: Script | None = None) -> None:
+    def __init__(self, script: Script | None = None, ssl: ssl.SSLContext | None = None) -> None:
         self.script: Script = script or self.stream
         self.asked: list[Asked] = []
         self.served: list[Served] = []
@@ -119,11 +120,12 @@ class ScriptedServer:
         self.ttft_s, self.itl_s, self.tokens = 0.0, 0.0, 4
         self.running = 0
         self.metrics_text: Callable[[], str] | None = None
+        self._ssl = ssl
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> ScriptedServer:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._ssl)
         return self
 
     async def __aexit__(self, *_: object) -> None:

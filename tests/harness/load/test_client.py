@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import subprocess
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from harness.load.client import Client, Timeouts
+import pytest
+
+from harness.load.client import Client, monotonic_ns
 from harness.load.dialect import Dialect, prepare
 from harness.load.exchange import Exchange
+from harness.load.limits import Timeouts
+from harness.load.portable import PortableClient
 from harness.load.settle import settle
-from harness.load.wire import monotonic_ns
+from tests.harness.conftest import ScriptedServer
 from workloads.request import RequestSpec
+
+
+def certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's context with a certificate that nobody signed, and the certificate's file."""
+    key, file = folder / "key.pem", folder / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(file)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file, key)
+    return context, file
 
 
 def spec(index: int = 0, *, output: int = 4, chat: bool = False) -> RequestSpec:
@@ -66,7 +83,7 @@ async def test_chat_and_completions_send_what_was_planned(server: Any) -> None:
 
 async def test_connections_are_reused_and_never_more_than_the_requests_in_flight(server: Any) -> None:
     async with Client(server.url) as client:
-        await client.warm(3, "health")
+        await client.warm(3)
         assert server.connections <= 3
 
         async def three() -> None:
@@ -214,3 +231,66 @@ async def test_cancelling_the_caller_marks_the_exchange(server: Any) -> None:
     record, chunks = settle(exchange, request)
     assert (record.ok, record.error_class) == (False, "cancelled")
     assert len(chunks) >= 2  # what came before is kept
+
+
+async def test_servers_behind_one_engine_take_turns(server: Any) -> None:
+    async with ScriptedServer() as other, Client([server.url, other.url + "/"]) as client:
+        await client.warm(4)
+        assert (server.connections, other.connections) == (2, 2)
+        for index in range(6):
+            prepared = prepare(spec(index), Dialect("words"))
+            await client.send(Exchange(index, t_ready=0), prepared.path, prepared.body)
+        assert (len(server.asked), len(other.asked)) == (3, 3)
+
+
+async def test_a_url_with_a_path_and_headers_of_ones_own(server: Any) -> None:
+    prepared = prepare(spec(), Dialect("words"))
+    headers = {"X-Team": "kv", "user-agent": "mine"}
+    async with Client(f"{server.url}/proxy/", headers=headers) as client:
+        await client.send(Exchange(0, t_ready=0), prepared.path, prepared.body)
+    (asked,) = server.asked
+    assert asked.path == "/proxy/v1/completions"
+    assert (asked.headers["x-team"], asked.headers["user-agent"]) == ("kv", "mine")
+    with pytest.raises(ValueError, match="cannot be a header"):
+        Client(server.url, headers={"X": "a\r\nb: c"})
+
+
+async def test_tls_with_a_certificate_that_is_not_trusted_fails_and_can_be_waived(tmp_path: Path) -> None:
+    context, _ = certificate(tmp_path)
+
+    async with ScriptedServer(ssl=context) as secure:
+        url = secure.url.replace("http://", "https://")
+        for verify, error_class in ((True, "tls"), (False, None)):
+            request = spec()
+            prepared = prepare(request, Dialect("words"))
+            exchange = Exchange(0, t_ready=monotonic_ns())
+            async with Client(url, verify_tls=verify) as client:
+                await client.send(exchange, prepared.path, prepared.body)
+            record, _ = settle(exchange, request)
+            assert record.error_class == error_class, record.error
+        assert record.stamp == "user"
+
+
+@pytest.mark.parametrize("make", [Client, PortableClient])
+async def test_both_transports_make_the_same_record(server: Any, make: Any) -> None:
+    request = spec(output=5)
+    prepared = prepare(request, Dialect("words"))
+    async with make(server.url, timeouts=Timeouts(2, 0.3, 0.3, 5)) as client:
+        await client.warm(2)
+        good, hung = Exchange(0, t_ready=monotonic_ns()), Exchange(1, t_ready=monotonic_ns())
+        await client.send(good, prepared.path, prepared.body)
+
+        async def stalls(connection: Any, asked: Any) -> None:
+            connection.head()
+            connection.body(b"data: ")
+            await asyncio.sleep(30)
+
+        server.script = stalls
+        await client.send(hung, prepared.path, prepared.body)
+    record, chunks = settle(good, request)
+    assert (record.ok, record.chunks, len(chunks)) == (True, 5, 5)
+    assert record.t_send is not None
+    assert record.t_first is not None
+    assert record.t_done is not None
+    assert record.t_send < record.t_first <= record.t_done
+    assert settle(hung, request)[0].error_class == "timeout_idle"

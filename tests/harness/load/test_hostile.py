@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from harness.load.client import Client, Timeouts
+from harness.load.client import Client, monotonic_ns
 from harness.load.dialect import Dialect, prepare
 from harness.load.exchange import Exchange
+from harness.load.limits import Timeouts
 from harness.load.settle import RequestRecord, Rules, settle
-from harness.load.wire import monotonic_ns
 from workloads.request import RequestSpec
 
 SPEC = RequestSpec(0, None, "one two three", 3, 4)

@@ -1,59 +1,27 @@
-"""The two places where time is read: when bytes arrive and when they leave.
+"""aiohttp, made to tell when bytes arrive and when they leave.
 
 ``StampingProtocol`` is aiohttp's response handler with a clock read before aiohttp sees the bytes.  aiohttp keeps
 the body; how much of it each read brought is noted beside the stamp.  No task wakes up for a chunk: the one that
 awaits the response sleeps until its end.
-
-``DirectTransport`` writes a request straight to the socket.  uvloop collects writes until the end of a loop iteration;
-when two hundred requests start together, the first would otherwise leave tens of milliseconds after its stamp.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import time
-from collections.abc import Iterable
 from typing import Any, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.payload import BytesPayload
 
+from harness.load.direct import DirectTransport
 from harness.load.exchange import Exchange
 
 monotonic_ns = time.monotonic_ns
 
 MAX_BODY_BYTES = 256 << 20
-
-
-class DirectTransport:
-    """A plain TCP transport whose writes go to the socket now; what the socket does not take goes the usual way."""
-
-    def __init__(self, transport: asyncio.Transport, descriptor: int) -> None:
-        self._transport = transport
-        self._descriptor = descriptor
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if self._transport.get_write_buffer_size() or self._transport.is_closing():
-            self._transport.write(data)
-            return
-        try:
-            sent = os.write(self._descriptor, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            # The transport reports a broken connection the way that aiohttp expects.
-            sent = 0
-        if sent < len(data):
-            self._transport.write(memoryview(data)[sent:])
-
-    def writelines(self, chunks: Iterable[bytes]) -> None:
-        self.write(b"".join(chunks))
 
 
 class StampingProtocol(ResponseHandler):

@@ -1,0 +1,152 @@
+"""The kernel's stamps: they come with the bytes, stay true when this process reads late, and survive a stepped clock."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from harness.load.client import Client
+from harness.load.dialect import Dialect, prepare
+from harness.load.exchange import Exchange
+from harness.load.settle import Rules, settle
+from harness.load.stamps import ANCILLARY_BYTES, REFRESH_NS, StampClock, enable, stamp_of
+from workloads.request import RequestSpec
+
+needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_TIMESTAMPNS is a part of Linux")
+
+SPEC = RequestSpec(0, None, "one two three", 3, 6)
+
+
+class TwoClocks:
+    """A monotonic and a real-time clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.mono, self.real = 1_000_000_000, 50_000_000_000
+
+    def pass_time(self, ns: int) -> None:
+        self.mono += ns
+        self.real += ns
+
+    def make(self) -> StampClock:
+        return StampClock(lambda: self.mono, lambda: self.real)
+
+
+def test_stamps_move_to_the_monotonic_clock() -> None:
+    clocks = TwoClocks()
+    clock = clocks.make()
+    stamp = clocks.real
+    clocks.pass_time(700_000)
+    assert clock.monotonic(stamp, 0) == clocks.mono - 700_000
+
+
+@pytest.mark.parametrize("step", [-3_600_000_000_000, -1_000_000_000, 1_000_000_000, 3_600_000_000_000])
+def test_a_stepped_clock_changes_nothing_and_is_counted(step: int) -> None:
+    clocks = TwoClocks()
+    clock = clocks.make()
+    before = clock.monotonic(clocks.real, 0)
+    clocks.pass_time(5_000_000)
+    clocks.real += step
+    stamp = clocks.real
+    clocks.pass_time(1_000_000)
+    assert before is not None
+    assert clock.monotonic(stamp, before) == clocks.mono - 1_000_000
+    assert clock.steps == 1
+
+
+def test_a_step_between_stamp_and_reading_gives_no_stamp_rather_than_a_wrong_one() -> None:
+    clocks = TwoClocks()
+    clock = clocks.make()
+    stamp = clocks.real
+    clocks.real += 10_000_000_000
+    clocks.pass_time(REFRESH_NS + 1)
+    assert clock.monotonic(stamp, clocks.mono - 1_000_000) is None
+
+
+def test_slewing_is_followed() -> None:
+    clocks = TwoClocks()
+    clock = clocks.make()
+    for _ in range(20):
+        clocks.pass_time(REFRESH_NS)
+        clocks.real += 20_000  # 400 ppm
+        stamp = clocks.real
+        clocks.pass_time(10_000)
+        t = clock.monotonic(stamp, 0)
+        assert t is not None
+        assert abs(t - (clocks.mono - 10_000)) <= 40_000
+    assert clock.steps == 0
+
+
+@needs_linux
+def test_the_kernel_stamps_what_waits_to_be_read() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        assert enable(client)
+        server, _ = listener.accept()
+        clock = StampClock()
+        with server:
+            for _ in range(20):
+                sent = time.monotonic_ns()
+                server.send(b"x")
+                after = time.monotonic_ns()
+                time.sleep(0.02)  # a reader that is late
+                _, ancillary, _, _ = client.recvmsg(100, ANCILLARY_BYTES)
+                stamp = stamp_of(ancillary)
+                assert stamp is not None
+                t = clock.monotonic(stamp, 0)
+                assert t is not None
+                assert sent - 200_000 <= t <= after + 5_000_000 < time.monotonic_ns()
+
+
+@needs_linux
+async def test_a_blocked_client_reports_the_times_of_the_wire(wire: Any) -> None:
+    """The event loop sleeps while a chunk comes; its stamp does not."""
+    request = prepare(SPEC, Dialect("words"))
+    gap_s = 0.03
+
+    def speak(sock: socket.socket) -> None:
+        """A server on a thread of its own, so that it goes on while the loop sleeps."""
+        connection, _ = sock.accept()
+        with connection:
+            connection.recv(100_000)
+            for index in range(6):
+                time.sleep(gap_s)
+                event = wire.text("x", "stop" if index == 5 else None) + (wire.done if index == 5 else b"")
+                head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" if index == 0 else b""
+                sent.append(time.monotonic_ns())
+                connection.sendall(head + event)
+
+    sent: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=speak, args=(listener,))
+        async with Client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            exchange = Exchange(0, t_ready=0)
+            task = asyncio.create_task(client.send(exchange, request.path, request.body))
+            thread.start()
+            while len(exchange.stamps) < 3:
+                await asyncio.sleep(0.001)
+            while len(sent) < 4:
+                time.sleep(0.001)
+            time.sleep(gap_s / 2)  # the loop is late on purpose
+            woken = time.monotonic_ns()
+            await task
+        thread.join()
+    record, chunks = settle(exchange, SPEC, rules=Rules(sends_done=True))
+    assert record.ok, record.error
+    assert record.stamp == exchange.stamp_source == "kernel"
+    assert all(chunk.t >= t - 200_000 for chunk, t in zip(chunks, sent, strict=True))
+    assert chunks[3].t < woken  # it was read after the sleep and says when it came
+    assert chunks[3].t - sent[3] < woken - sent[3] - 2_000_000
+
+
+async def test_without_the_kernel_this_process_stamps_and_says_so(server: Any) -> None:
+    request = prepare(SPEC, Dialect("words"))
+    async with Client(server.url, stamps="user") as client:
+        exchange = Exchange(0, t_ready=0)
+        await client.send(exchange, request.path, request.body)
+    record, _ = settle(exchange, SPEC)
+    assert (record.ok, record.stamp) == (True, "user")
