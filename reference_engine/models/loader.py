@@ -19,7 +19,9 @@ from reference_engine.models.llama import LlamaModel, WeightSource
 from reference_engine.models.ops import Ops, make_ops
 from reference_engine.models.safetensors_dir import SafetensorsDir, read_json
 from reference_engine.models.tokenizer import Tokenizer, tokenizer_from_directory
+from reference_engine.sentinel import CHECKPOINT
 
+SENTINEL = "sentinel"
 # Data files only: no pickles (.bin, .pt), no Python.
 HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.jinja")
 HUB_TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json")
@@ -42,8 +44,8 @@ def load_model(
     max_model_len: int | None = None,
     ops: Ops | None = None,
 ) -> LoadedModel:
-    """Load ``name``: ``smollm2``, a Hugging Face directory, a ``.gguf`` file (or a directory with exactly one), or a
-    hub id.
+    """Load ``name``: ``smollm2``, ``sentinel``, a Hugging Face directory, a ``.gguf`` file (or a directory with
+    exactly one), or a hub id.
 
     ``max_model_len`` (tokens) is the longest sequence that will be served; it matters to models whose RoPE
     frequencies depend on it (dynamic NTK, LongRoPE).  ``ops`` overrides the arithmetic chosen for the device.  Raises
@@ -66,6 +68,8 @@ def resolve(name: str) -> Path:
     """The file or directory that ``name`` means; fetches the embedded model or a hub snapshot when it must."""
     if name == embedded.ALIAS:
         return embedded.ensure_embedded_model()
+    if name == SENTINEL:
+        return CHECKPOINT
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -75,7 +79,7 @@ def resolve(name: str) -> Path:
         return _fetch_from_hub(name)
     raise ModelLoadError(
         f"no model at {name!r}; give a directory, a .gguf file, a hub id like org/name, "
-        f"or {embedded.ALIAS!r} for the built-in one"
+        f"or a built-in one: {embedded.ALIAS!r}, {SENTINEL!r}"
     )
 
 

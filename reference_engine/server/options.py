@@ -15,7 +15,7 @@ Attention = Literal["auto", "naive", "gather", "triton"]
 API_KEY_VARIABLE = "PAGEDBENCH_API_KEY"
 
 HELP: dict[str, str] = {
-    "model": "Built-in name (smollm2), Hugging Face directory, .gguf file, or hub id.",
+    "model": "Built-in name (smollm2, sentinel), Hugging Face directory, .gguf file, or hub id.",
     "served_model_name": "Name that requests and /v1/models use. Default: the model's.",
     "device": "Device that computes: auto takes CUDA where there is one.",
     "dtype": "Type of weights and KV: auto is float32 on a CPU, bfloat16 on CUDA.",
