@@ -5,14 +5,18 @@
     conversation:  [system k] user 0 -> answer 0 -> user 1 -> answer 1 -> ...
     prompt of turn t = everything before answer t;  system k is drawn by a Zipf law, the same for all turns
 
-The answers inside later prompts are synthetic and planned, so that every engine is sent the same bytes.
+The answers inside later prompts are the engine's own (``history=real``); the schedule holds words of the planned length
+in their place.  ``history=planned`` sends those words, so that every engine is sent the same bytes.  With ``file``, a
+ShareGPT JSON file, questions and the lengths of answers are those of real conversations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from workloads.lengths import (
     SHAREGPT_INPUT_CV,
@@ -23,8 +27,11 @@ from workloads.lengths import (
     Shape,
 )
 from workloads.request import Load, Message, RequestSpec, Sampling, WorkloadError
-from workloads.tokens import MIN_OWN_TOKENS, WORDS, Render, TokenCounter, WordCounter, fit_text
+from workloads.sharegpt import Exchange, read_sharegpt
+from workloads.tokens import MIN_OWN_TOKENS, WORDS, Fitted, Render, TokenCounter, WordCounter, fit_text
 from workloads.workload import Endpoint
+
+MAX_SKIPPED = 1000  # conversations of a file that do not fit, in a row, before it is an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,8 @@ class Chat:
     system_prompts: int = 0  # how many different system prompts there are; 0: none is sent
     system_tokens: int = 64  # words of each
     zipf: float = 1.0  # popularity of system prompt k is proportional to 1 / k ** zipf
+    history: Literal["real", "planned"] = "real"  # what later turns carry as the earlier answers
+    file: str = ""  # ShareGPT JSON; lengths then come from it, and turns is the most that is taken of a conversation
     concurrency: int = 8
     temperature: float = 0.0
     endpoint: Endpoint = "chat"
@@ -57,6 +66,8 @@ class Chat:
             raise WorkloadError(f"workload chat: think_s must be 0 or more seconds, not {self.think_s}")
         if self.scale <= 0:
             raise WorkloadError(f"workload chat: scale must be above 0, not {self.scale}")
+        if self.history not in ("real", "planned"):
+            raise WorkloadError(f"workload chat: history must be real or planned, not {self.history!r}")
         check_endpoint(self.name, self.endpoint)
         if self.turns > 1 and self.endpoint != "chat":
             raise WorkloadError("workload chat: several turns need endpoint=chat")
@@ -72,10 +83,12 @@ class Chat:
         systems = [" ".join(random.choices(WORDS, k=self.system_tokens)) for _ in range(self.system_prompts)]
         weights = [1 / (k + 1) ** self.zipf for k in range(self.system_prompts)]
         builder = _Builder(self, random, counter, max_model_len)
+        scripts = _Scripts(read_sharegpt(Path(self.file).expanduser()), random) if self.file else None
         conversation = 0
         while len(builder.requests) < count:
             system = random.choices(systems, weights)[0] if systems else None
-            builder.converse(conversation, system, min(self.turns, count - len(builder.requests)))
+            script = None if scripts is None else scripts.next()
+            builder.converse(conversation, system, min(self.turns, count - len(builder.requests)), script)
             conversation += 1
         return tuple(builder.requests)
 
@@ -84,6 +97,20 @@ class Chat:
             LengthLaw(self.input_mean * self.scale, self.input_cv, self.shape),
             LengthLaw(self.output_mean * self.scale, self.output_cv, self.shape),
         )
+
+
+class _Scripts:
+    """Conversations of a file in a seeded order, again from the start when all were used."""
+
+    def __init__(self, conversations: list[list[Exchange]], random: Random) -> None:
+        self._all = conversations
+        self._random = random
+        self._left: list[list[Exchange]] = []
+
+    def next(self) -> list[Exchange]:
+        if not self._left:
+            self._left = self._random.sample(self._all, len(self._all))
+        return self._left.pop()
 
 
 class _Builder:
@@ -96,20 +123,28 @@ class _Builder:
         self._random = random
         self._counter = counter
         self._limit = limit
+        self._skipped = 0
         self._first_overheads: dict[str | None, int] = {}  # by system prompt, before the first turn
 
-    def converse(self, conversation: int, system: str | None, turns: int) -> None:
-        """Append one conversation.  It ends early when the next turn would not fit the model."""
+    def converse(
+        self, conversation: int, system: str | None, turns: int, script: Sequence[Exchange] | None = None
+    ) -> None:
+        """Append one conversation.  It ends early when the next turn would not fit the model, or the script ends."""
         history: list[Message] = []
         if system is not None and self._chat.endpoint == "chat":
             history.append({"role": "system", "content": system})
         previous: RequestSpec | None = None
+        answers: list[tuple[int, int]] = []
+        if script is not None:
+            turns = min(turns, len(script))
         for turn in range(turns):
             wanted_input = max(MIN_OWN_TOKENS, self._inputs.draw(self._random))
             wanted_output = self._outputs.draw(self._random)
+            if script is not None:
+                wanted_output = max(1, self._counter.count_prompt(script[turn][1]))
             count = self._render(tuple(history), system)
             overhead = self._overhead(count, system, turn)
-            if self._limit is not None and self._limit - overhead <= MIN_OWN_TOKENS:
+            if self._limit is not None and self._limit - overhead - self._slack(previous) <= MIN_OWN_TOKENS:
                 if turn == 0:
                     raise WorkloadError(
                         f"workload chat: {overhead} tokens of template and system prompt leave no room in "
@@ -120,9 +155,17 @@ class _Builder:
             if turn == 0 and system is None:  # the whole prompt has the drawn length
                 target = max(wanted_input, overhead + MIN_OWN_TOKENS)
             if self._limit is not None:
-                wanted_output = min(wanted_output, self._limit - overhead - MIN_OWN_TOKENS)
-                target = min(target, self._limit - wanted_output)
-            fitted = fit_text(target, overhead, self._random, count)
+                room = self._limit - self._slack(previous)
+                wanted_output = min(wanted_output, room - overhead - MIN_OWN_TOKENS)
+                target = min(target, room - wanted_output)
+            if script is None:
+                fitted = fit_text(target, overhead, self._random, count)
+            else:
+                fitted = Fitted(script[turn][0], count(script[turn][0]))
+                target = fitted.tokens
+                if self._limit is not None and fitted.tokens + wanted_output > room:
+                    self._skip(turn)
+                    return
             user: Message = {"role": "user", "content": fitted.text}
             is_chat, has_turns = self._chat.endpoint == "chat", self._chat.turns > 1
             index = len(self.requests)
@@ -138,12 +181,33 @@ class _Builder:
                 after=None if previous is None else previous.index,
                 think_s=0.0 if previous is None else self._chat.think_s,
                 shared_tokens=min(overhead, fitted.tokens),
-                exact=fitted.tokens == target and not isinstance(self._counter, WordCounter),
+                exact=fitted.tokens == target and not answers and not isinstance(self._counter, WordCounter),
+                answers=tuple(answers),
             )
             self.requests.append(request)
+            self._skipped = 0
             previous = request
-            answer: Message = {"role": "assistant", "content": self._words(wanted_output)}
+            words = self._words(wanted_output) if script is None else script[turn][1]
+            answer: Message = {"role": "assistant", "content": words}
             history += [user, answer]
+            if self._chat.history == "real":
+                answers.append((len(history) - 1, request.index))
+
+    def _slack(self, previous: RequestSpec | None) -> int:
+        """Tokens kept free because a real answer may come to more tokens in a prompt than it had when generated."""
+        if previous is None or self._chat.history == "planned":
+            return 0
+        return 8 + previous.output_tokens // 8
+
+    def _skip(self, turn: int) -> None:
+        """Note a conversation of the file that does not fit.  Raises when none seems to."""
+        if turn == 0:
+            self._skipped += 1
+            if self._skipped > MAX_SKIPPED:
+                raise WorkloadError(
+                    f"workload chat: {MAX_SKIPPED} conversations of the file in a row do not fit max_model_len "
+                    f"{self._limit}; raise the engine's max_model_len"
+                )
 
     def _overhead(self, count: Render, system: str | None, turn: int) -> int:
         """Tokens of everything around the user's next words."""

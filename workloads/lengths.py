@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from random import Random
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, Protocol
 
 from workloads.request import WorkloadError
 
@@ -24,6 +24,25 @@ SHAREGPT_INPUT_CV = 1.5
 SHAREGPT_OUTPUT_CV = 0.87
 
 _NORMAL = NormalDist()
+
+
+class Law(Protocol):
+    """A distribution of token counts."""
+
+    def draw(self, random: Random) -> int:
+        """One length in tokens, at least 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LogUniform:
+    """Lengths from ``low`` to ``high`` tokens, evenly on a log scale: as many between 256 and 512 as 8192 and 16384."""
+
+    low: int
+    high: int
+
+    def draw(self, random: Random) -> int:
+        return max(self.low, min(self.high, round(self.low * (self.high / self.low) ** random.random())))
 
 
 @dataclass(frozen=True, slots=True)

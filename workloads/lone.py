@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from workloads.lengths import LengthLaw
+from workloads.lengths import Law
 from workloads.request import Message, RequestSpec, Sampling, WorkloadError
 from workloads.tokens import MIN_OWN_TOKENS, WORDS, TokenCounter, WordCounter, fit_text
 from workloads.workload import Endpoint
@@ -17,8 +17,8 @@ def lone_requests(
     counter: TokenCounter,
     max_model_len: int | None,
     *,
-    inputs: LengthLaw,
-    outputs: LengthLaw,
+    inputs: Law,
+    outputs: Law,
     endpoint: Endpoint,
     temperature: float,
 ) -> tuple[RequestSpec, ...]:

@@ -7,11 +7,17 @@ from typing import Any
 
 from workloads.chat import Chat
 from workloads.concurrency import Concurrency
+from workloads.kv_pressure import KvPressure
 from workloads.long_output import LongOutput
+from workloads.mixed import Mixed
+from workloads.parallel_sampling import ParallelSampling
 from workloads.request import WorkloadError
+from workloads.shared_prefix import SharedPrefix
+from workloads.trace import Trace
 from workloads.workload import Workload, build, split_spec, suggest
 
-WORKLOADS: dict[str, type[Any]] = {kind.name: kind for kind in (Chat, LongOutput, Concurrency)}
+KINDS = (Chat, LongOutput, Concurrency, SharedPrefix, KvPressure, ParallelSampling, Trace, Mixed)
+WORKLOADS: dict[str, type[Any]] = {kind.name: kind for kind in KINDS}
 
 
 def make_workload(name: str, values: Mapping[str, Any]) -> Workload:

@@ -41,7 +41,14 @@ def climbs(workload: Workload) -> bool:
 
 def parameters(workload: Workload) -> dict[str, Any]:
     """The parameters of a workload, for the record."""
-    return asdict(workload)  # type: ignore[call-overload]
+    names = {f.name for f in fields(workload) if f.init}  # type: ignore[arg-type]
+    return {name: value for name, value in asdict(workload).items() if name in names}  # type: ignore[call-overload]
+
+
+def default_count(workload: Workload, load: Load) -> int | None:
+    """How many requests a workload itself brings at a load; None when any number makes sense."""
+    count = getattr(workload, "default_count", None)
+    return None if count is None else int(count(load))
 
 
 def describe(requests: Sequence[RequestSpec]) -> dict[str, Any]:
@@ -64,7 +71,7 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 def build(kind: type[Any], values: Mapping[str, Any]) -> Workload:
     """An instance of the workload class ``kind``; string values are converted to the type of the default."""
-    known = {f.name: f for f in fields(kind)}
+    known = {f.name: f for f in fields(kind) if f.init}
     converted: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -94,7 +101,10 @@ def _convert(workload: str, key: str, value: Any, default: Any) -> Any:
     try:
         if isinstance(default, tuple):
             parts = value.split("+") if isinstance(value, str) else value
-            return tuple(int(part) for part in (parts if isinstance(parts, (list, tuple)) else [parts]))
+            parts = parts if isinstance(parts, (list, tuple)) else [parts]
+            if any(isinstance(part, str) for part in default):  # names, not numbers
+                return tuple(parts)
+            return tuple(int(part) for part in parts)
         if isinstance(default, bool) or isinstance(value, bool):
             raise ValueError("not a number")
         if isinstance(default, int):

@@ -13,7 +13,7 @@ from harness.results.schema import LoadInfo, WorkloadInfo
 from workloads.arrivals import poisson_arrivals
 from workloads.request import Load, RequestSpec, WorkloadError, digest
 from workloads.tokens import TokenCounter
-from workloads.workload import Workload, climbs, describe
+from workloads.workload import Workload, climbs, default_count, describe
 
 # Requests of a closed loop when no number is given: enough rounds to see more than the first burst.
 ROUNDS = 4
@@ -142,6 +142,9 @@ def number_of_requests(plan: RunPlan, asked: WorkloadAsked, load: Load) -> tuple
     number = asked.num_requests or (None if asked.rounds else plan.num_requests)
     if number is not None:
         return number, False
+    own = default_count(asked.make(), load)
+    if own is not None and (plan.duration is None or load.mode == "trace") and asked.rounds is None:
+        return own, False
     if load.concurrency is None:
         return (MIN_REQUESTS if plan.duration is None else None), False
     if asked.rounds is not None:

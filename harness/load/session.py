@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.engines.errors import EngineError, LaunchError
 from harness.engines.probe import Probe
@@ -101,8 +101,11 @@ class Session:
             machine=describe_machine(self._devices.devices),
             engines=[],
             cells=[],
-            plan=self._plan.model_dump(mode="json", exclude_defaults=True, exclude=SECRET_KEYS),
+            plan=self._plan_for_record(),
         )
+
+    def _plan_for_record(self) -> dict[str, Any]:
+        return self._plan.model_dump(mode="json", exclude_defaults=True, exclude=SECRET_KEYS)
 
     def interrupt(self) -> None:
         """End early: keep what was measured, start nothing more."""
@@ -195,6 +198,8 @@ class Session:
     async def _open_book(self, found: Probe, stack: contextlib.ExitStack) -> None:
         """Have someone count tokens while this engine is measured, and make the schedules that are known ahead."""
         is_first = self._book is None
+        if is_first:
+            self._learn_pool(found)
         counter: TokenCounter | None = None
         if self._book is None or self._plan.find_max is not None or any(c.climbs for c in chapters(self._plan)):
             counter = await token_counter(self._plan, found, stack, self._display.note, api_key=self._api_key)
@@ -210,6 +215,15 @@ class Session:
                 self._display.note(
                     f"{self._book.inexact} prompts could not be made exactly as long as drawn; their real length is used"
                 )
+
+    def _learn_pool(self, found: Probe) -> None:
+        """Tell workloads that are made for a pool of known size how large it is, where the engine says so."""
+        pool = found.info.settings.get("kv_slots_reserved")
+        for asked in self._plan.workloads:
+            if asked.name == "kv-pressure" and pool and not int(asked.parameters.get("kv_tokens") or 0):
+                asked.parameters["kv_tokens"] = int(pool)
+                self._display.note(f"kv-pressure is made for the {int(pool)} KV slots that {found.info.name} tells")
+        self._manifest.plan = self._plan_for_record()
 
     async def _measure_chapter(self, chapter: Chapter, cells: Cells) -> None:
         """One workload: its levels as they are, up the staircase, or searched."""

@@ -30,11 +30,18 @@ def count(counter: Splitter, request: object) -> int:
     return counter.count_messages(messages) if messages is not None else counter.count_prompt(prompt)
 
 
-@pytest.mark.parametrize("name", list(WORKLOADS))
+# Parameters with which a context of 400 tokens has room; a trace needs a file and has tests of its own.
+SMALL: dict[str, dict[str, object]] = {
+    "shared-prefix": {"prefix_tokens": 100},
+    "mixed": {"parts": "chat*0.5+concurrency*0.5"},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in WORKLOADS if name != "trace"])
 def test_requests_are_exact_clipped_and_seeded(name: str) -> None:
     seed = random.randrange(2**32)
     counter = Splitter()
-    workload = make_workload(name, {})
+    workload = make_workload(name, SMALL.get(name, {}))
     requests = workload.requests(60, seed, counter, max_model_len=400)
     assert [r.index for r in requests] == list(range(60))
     assert all(r.prompt_tokens == count(counter, r) for r in requests)
@@ -60,7 +67,7 @@ def test_lognormal_keeps_the_mean() -> None:
 
 
 def test_turns_carry_the_planned_history_and_wait_for_the_turn_before() -> None:
-    requests = parse_workload("chat:turns=3,think_s=0.5,scale=0.1").requests(12, 1, Splitter())
+    requests = parse_workload("chat:turns=3,think_s=0.5,scale=0.1,history=planned").requests(12, 1, Splitter())
     by_conversation: dict[int, list[object]] = {}
     for r in requests:
         assert r.conversation is not None
@@ -73,6 +80,24 @@ def test_turns_carry_the_planned_history_and_wait_for_the_turn_before() -> None:
             assert later.messages[: len(earlier.messages)] == earlier.messages  # type: ignore[attr-defined]
             assert later.messages[-2]["role"] == "assistant"  # type: ignore[attr-defined]
             assert later.shared_tokens >= earlier.prompt_tokens  # type: ignore[attr-defined]
+
+
+def test_later_turns_name_the_answers_that_they_carry() -> None:
+    requests = parse_workload("chat:turns=3,scale=0.1,system_prompts=1").requests(6, 1, Splitter())
+    for r in requests:
+        assert r.messages is not None
+        assert len(r.answers) == (r.turn or 0)
+        assert not r.answers or not r.exact  # nobody knows yet how long they will be
+        for (position, index), earlier in zip(r.answers, requests[r.index - len(r.answers) :], strict=False):
+            assert r.messages[position]["role"] == "assistant"
+            assert index == earlier.index
+
+
+def test_real_answers_leave_room_in_the_context() -> None:
+    real = parse_workload("chat:turns=50").requests(100, 3, Splitter(), max_model_len=600)
+    for r in real:
+        if r.answers:
+            assert r.prompt_tokens + r.output_tokens + real[r.index - 1].output_tokens // 8 <= 600
 
 
 def test_a_conversation_ends_where_the_context_ends() -> None:
