@@ -36,6 +36,9 @@ COMMANDS: dict[str, Entry] = {
     "workloads": Entry(
         "harness.cli.workloads:workloads", "Print the exact schedule and digests that a workload gives."
     ),
+    "validate": Entry(
+        "harness.cli.validate:validate", "Check a YAML file without running it; print its schedule and digests."
+    ),
     "kernels": Entry("harness.cli.kernels:kernels", "Check and time the attention kernels on this device."),
 }
 

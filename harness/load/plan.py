@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from workloads.registry import make_workload, parse_workload
 from workloads.request import Load, WorkloadError
 from workloads.workload import Workload, parameters, split_spec
 
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SLO_METRICS = ("ttft", "tpot", "e2e")
 
 
@@ -27,7 +30,10 @@ class PlanModel(BaseModel):
 
 
 class EngineAsked(PlanModel):
-    """An engine: where it is (``url``) or how to launch it (``recipe`` with ``settings``)."""
+    """An engine: where it is (``url``) or how to launch it (``recipe`` with ``settings``).
+
+    ``kv_tokens`` and ``kv_bytes_per_token`` are facts about its KV pool, for engines that do not tell them.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
     url: str | None = None
@@ -35,6 +41,8 @@ class EngineAsked(PlanModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     model: str | None = None
     extra_body: dict[str, Any] = Field(default_factory=dict)
+    kv_tokens: int | None = Field(None, ge=1)
+    kv_bytes_per_token: int | None = Field(None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -229,7 +237,24 @@ def load_plan(file: Path) -> dict[str, Any]:
         raise PlanError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise PlanError(f"{file} must hold a mapping with the keys engines, workloads, ...")
-    return document
+    return {key: fill_variables(value, file) for key, value in document.items()}
+
+
+def fill_variables(value: Any, file: Path) -> Any:
+    """Replace ``${NAME}`` in every text by the environment variable.  Raises :class:`PlanError` when there is none."""
+    if isinstance(value, dict):
+        return {key: fill_variables(part, file) for key, part in value.items()}
+    if isinstance(value, list):
+        return [fill_variables(part, file) for part in value]
+    if not isinstance(value, str):
+        return value
+
+    def word(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise PlanError(f"{file} needs the environment variable {match[1]}, which is not set")
+        return os.environ[match[1]]
+
+    return VARIABLE.sub(word, value)
 
 
 def check_workload(spec: str) -> Workload:
@@ -247,7 +272,9 @@ def workload_parameters(workload: Workload) -> dict[str, Any]:
 
 def _sentence(error: ValidationError) -> str:
     """The first problem in words, with the nearest known key when one is unknown."""
-    problem = error.errors()[0]
+    problems = error.errors()
+    # A misspelt key is also missing under its right name: the first says more.
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])

@@ -39,6 +39,8 @@ def measures(summary: CellSummary, data: CellData, window: tuple[int, int] | Non
         result["prompt_mismatch"] = abs(float(prompt[known].sum() / planned_prompt[known].sum()) - 1)
     if summary.prefix_hit_rate is not None and "shared_tokens_share" in schedule:
         result["unmeant_prefix_hits"] = max(0.0, summary.prefix_hit_rate - float(schedule["shared_tokens_share"]))
+        if info.workload.parameters.get("hit_rate"):
+            result["missed_prefix_hits"] = max(0.0, float(schedule["shared_tokens_share"]) - summary.prefix_hit_rate)
     shortest = [time.p50 for time in (summary.ttft, summary.itl) if time.p50]
     if summary.client_lag_ms_p99 is not None and summary.client_lag_ms_p99 > LAG_FLOOR_MS and shortest:
         result["lag_share"] = summary.client_lag_ms_p99 / min(shortest)

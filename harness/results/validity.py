@@ -45,6 +45,8 @@ RULES: tuple[Rule, ...] = (
     Rule("counted_by_chunks", 0.01, None, "{value:.0%} of the answers have no token count; their chunks were counted"),
     Rule("unmeant_prefix_hits", 0.05, 0.50, "{value:.1%} of the prompt tokens came from a cache that the workload did "
          "not mean to fill"),
+    Rule("missed_prefix_hits", 0.05, None, "the prefix cache gave {value:.1%} of the prompt tokens less than the "
+         "workload's target"),
     Rule("telemetry_missing", 0.20, None, "{value:.0%} of the engine's metric samples are missing"),
 )  # fmt: skip
 

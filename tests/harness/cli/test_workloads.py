@@ -8,6 +8,7 @@ import pytest
 
 from harness.cli.errors import CliError
 from harness.cli.workloads import workloads
+from workloads.registry import WORKLOADS
 
 
 def printed(capsys: pytest.CaptureFixture[str], **options: object) -> str:
@@ -22,13 +23,9 @@ def options(**given: object) -> dict[str, object]:
 
 def test_listing_names_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, **options())
-    for word in ("chat", "long-output", "concurrency", "levels=1+2+4+8+16+32", "input_mean=161.31"):
+    for word in ("chat", "long-output", "concurrency", "max_level=256", "input_mean=161.31"):
         assert word in text
-    assert set(json.loads(printed(capsys, **options(as_json=True)))["workloads"]) == {
-        "chat",
-        "long-output",
-        "concurrency",
-    }
+    assert set(json.loads(printed(capsys, **options(as_json=True)))["workloads"]) == set(WORKLOADS)
 
 
 def test_a_schedule_is_printed_whole_and_repeats(capsys: pytest.CaptureFixture[str]) -> None:
