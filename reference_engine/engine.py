@@ -6,6 +6,13 @@
     abort ->      ^                                                                                  |
                   +---------------------------- finish, free the blocks ----------------------------+
 
+With ``overlap`` (for a device that computes while the host is free) a plain next step is planned while the device
+computes this one, and launched as soon as this one's tokens are known; only then are these booked, turned into text and
+handed out:
+
+    device   | step 1 .......... | step 2 .......... | step 3 ...
+    host     plan 2, wait      -> launch 2, commit 1, plan 3, wait -> launch 3, commit 2 ...
+
 Not thread-safe: one thread calls everything (in the server, the engine loop's).  A fault that belongs to one request
 (logits that are not finite, logprobs that are not complete) ends that request with an error; a step that fails as a
 whole ends the requests it contained.  The engine itself goes on.
@@ -28,7 +35,7 @@ from reference_engine.logprobs import PromptScores
 from reference_engine.outputs import EngineStats, EngineTimes, PromptLogprobs, SequenceOutput, TokenLogprob
 from reference_engine.penalties import ending_ids
 from reference_engine.plan import StepPlan
-from reference_engine.plan_log import PlanLog, Runner
+from reference_engine.plan_log import PlanLog, Runner, StepLogits
 from reference_engine.request import FinishReason, Request, RequestRejected, Sequence
 from reference_engine.sampler import FAULT, Draw, Sampled, Sampler
 from reference_engine.scheduler import Scheduler
@@ -58,6 +65,19 @@ class _Job:
     prompt_logprobs: PromptLogprobs | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step that was handed to the device, or the error that this raised."""
+
+    plan: StepPlan
+    logits: StepLogits | Exception
+
+    def result(self) -> StepLogits:
+        if isinstance(self.logits, Exception):
+            raise self.logits
+        return self.logits
+
+
 class Engine:
     """Serves requests from one model on one device."""
 
@@ -71,8 +91,12 @@ class Engine:
         *,
         plan_log: PlanLog | None = None,
         audit_every: int = 0,
+        overlap: bool = False,
     ) -> None:
-        """``audit_every`` N > 0: check all invariants of the KV pool after each N-th step (raises AuditError)."""
+        """``audit_every`` N > 0: check all invariants of the KV pool after each N-th step (raises AuditError).
+
+        ``overlap``: launch plain steps before the last one is booked (see the module's page); the texts are the same.
+        """
         self.scheduler = Scheduler(scheduler_config, cache_config)
         self.limits = limits
         self.scheduler_config = scheduler_config
@@ -83,12 +107,14 @@ class Engine:
         self._tokens = tokens
         self._plan_log = plan_log
         self._audit_every = audit_every
+        self._overlap = overlap
+        self._launched: _Launched | None = None  # the step ahead
         self._jobs: dict[str, _Job] = {}
         self._steps = 0
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._launched is not None
 
     def add(self, request: Request, *, show_special_tokens: bool = False) -> None:
         """Admit a request to the queue.  Raises RequestRejected, and then has changed nothing."""
@@ -122,23 +148,28 @@ class Engine:
 
     def plan(self) -> StepPlan:
         """The next step; ``run`` it before anything else is planned."""
-        return self.scheduler.schedule()
+        return self.scheduler.schedule() if self._launched is None else self._launched.plan
 
     def run(self, plan: StepPlan) -> list[SequenceOutput]:
         """Compute, sample and commit a planned step."""
         if plan.is_empty:
             return []
         started = time.perf_counter()
-        if self._plan_log is not None:
-            self._plan_log.write(plan)
+        launched, self._launched = self._launched or self._launch(plan), None
+        ahead = self.scheduler.schedule_ahead() if self._overlap else None
         try:
-            logits = self._runner.execute(plan)
+            logits = launched.result()
             self._score_prompts(plan, logits.prompt)
             draws = self._draws(plan)
             sampled = self._sampler.sample(logits.sampled, draws)
         except Exception as error:
             logger.exception("step %d failed; its requests end with an error", plan.step)
-            return self._fail_step(plan, f"the engine's step failed: {type(error).__name__}: {error}")
+            outputs = self._fail_step(plan, f"the engine's step failed: {type(error).__name__}: {error}")
+            if ahead is not None:  # all of its sequences have just failed
+                self.scheduler.commit(ahead, {})
+            return outputs
+        if ahead is not None:
+            self._launched = self._launch(ahead.with_drawn(_inputs(draws, sampled)))
         outputs = self._commit(plan, draws, sampled)
         self._steps += 1
         if self._audit_every and self._steps % self._audit_every == 0:
@@ -190,12 +221,26 @@ class Engine:
                     f"{name}: token id {wrong} is not in the vocabulary (0 to {vocab - 1})", param=name
                 )
 
+    def _launch(self, plan: StepPlan) -> _Launched:
+        """Log a step and hand it to the device."""
+        try:
+            if self._plan_log is not None:
+                self._plan_log.write(plan)
+            return _Launched(plan, self._runner.execute(plan))
+        except Exception as error:
+            return _Launched(plan, error)
+
     def _draws(self, plan: StepPlan) -> list[Draw]:
-        """The tokens to draw, row by row of the sampled logits: n of them where n continuations fork off a prompt."""
+        """The tokens to draw, row by row of the sampled logits: n of them where n continuations fork off a prompt.
+
+        Rows of sequences that have ended since the step was launched are left out.
+        """
         draws: list[Draw] = []
         sampling = (scheduled for scheduled in plan.seqs if scheduled.num_samples)
         for row, scheduled in enumerate(sampling):
-            sequence = self.scheduler.sequences[scheduled.seq_id]
+            sequence = self.scheduler.sequences.get(scheduled.seq_id)
+            if sequence is None:
+                continue
             draws.extend(Draw(row, sequence, sequence.index + number) for number in range(scheduled.num_samples))
         return draws
 
@@ -302,7 +347,13 @@ class Engine:
         )
 
     def _fail_step(self, plan: StepPlan, message: str) -> list[SequenceOutput]:
-        involved = {self.scheduler.sequences[s.seq_id].request.request_id: None for s in plan.seqs}
+        sequences = (self.scheduler.sequences.get(scheduled.seq_id) for scheduled in plan.seqs)
+        involved = {sequence.request.request_id: None for sequence in sequences if sequence is not None}
         outputs = [self._fail(request_id, message) for request_id in involved]
         self.scheduler.commit(plan, {})
         return outputs
+
+
+def _inputs(draws: list[Draw], sampled: Sampled) -> dict[int, list[int]]:
+    """What each sequence computes next.  Where the draw failed that is any token: its request ends at the commit."""
+    return {draw.sequence.seq_id: [max(token, 0)] for draw, token in zip(draws, sampled.tokens, strict=True)}

@@ -7,7 +7,11 @@ token ids, the positions and the physical blocks, so replaying a log rebuilds th
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import asdict, dataclass, replace
+
+DRAWN = -1  # stands for the token that the step before draws, in a plan made ahead of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,13 @@ class StepPlan:
     @property
     def is_empty(self) -> bool:
         return not self.seqs
+
+    def with_drawn(self, drawn: Mapping[int, SequenceOf[int]]) -> StepPlan:
+        """This plan with every ``DRAWN`` replaced by the token that its sequence drew.  Raises KeyError for one that drew
+        none.
+        """
+        parts = tuple(replace(s, tokens=(drawn[s.seq_id][0],)) if s.tokens == (DRAWN,) else s for s in self.seqs)
+        return replace(self, seqs=parts)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))

@@ -14,7 +14,9 @@ again).  A sequence never takes blocks from a more urgent one: it computes what 
 So memory never holds up the most urgent sequence, and nothing is admitted while anyone is short of blocks, unless it
 is more urgent by priority.
 
-``schedule`` and ``commit`` alternate.  Everything here is plain Python on counters; no tensor, no clock, no randomness.
+``schedule`` and ``commit`` alternate.  Where a device computes while the host is free, ``schedule_ahead`` plans the step
+after the one in flight, if that is a plain one: every sequence decodes one token more and nobody new can start.  Everything
+here is plain Python on counters; no tensor, no clock, no randomness.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from reference_engine.config import CacheConfig, SchedulerConfig
 from reference_engine.kv.block_pool import AuditError
 from reference_engine.kv.ledger import LedgerSnapshot, LedgerTotals
 from reference_engine.kv.prefix_cache import CachedBlock
-from reference_engine.plan import ScheduledSeq, StepPlan
+from reference_engine.plan import DRAWN, ScheduledSeq, StepPlan
 from reference_engine.policies import make_manager
 from reference_engine.request import FinishReason, Request, RequestRejected, Sequence
 from reference_engine.waiting import Entry, RankedList, WaitingQueue
@@ -98,7 +100,7 @@ class Scheduler:
         self._seats = 0  # sequences the running ones stand for
         self._next_seq_id = 0
         self._arrivals = 0
-        self._in_flight: StepPlan | None = None
+        self._in_flight: list[StepPlan] = []  # at most two: a step and the one planned ahead of its tokens
         self._steps = self._preemptions = self._recomputed = 0
         self._prefix_queries = self._prefix_hits = self._prompt_tokens = self._generation_tokens = 0
 
@@ -176,14 +178,68 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Plan the next step; empty only if there is no work.  Commit a plan before asking for the next."""
-        if self._in_flight is not None:
-            raise RuntimeError(f"step {self._in_flight.step} was not committed")
+        if self._in_flight:
+            raise RuntimeError(f"step {self._in_flight[0].step} was not committed")
         draft = _Draft(self.config.max_num_batched_tokens)
         self._schedule_running(draft)
         self._schedule_waiting(draft)
         if self._entries and not draft.picked:
             raise RuntimeError("no sequence can advance: one has reached prompt + max_tokens and was not finished")
         return self._emit(draft)
+
+    def schedule_ahead(self) -> StepPlan | None:
+        """Plan the step after the one in flight before its tokens are known; None where that needs them or more.
+
+        Every sequence in flight decodes one token more, and that token's id is ``DRAWN`` (``StepPlan.with_drawn`` puts
+        it in).  A sequence that ends with the token in flight is planned in vain; ``commit`` skips it.  Nothing is
+        preempted and nobody is admitted, so blocks that are in use on the device are given to nobody else meanwhile.
+        """
+        if len(self._in_flight) != 1 or self._may_start_another():
+            return None
+        plan = self._in_flight[0]
+        entries = [self._entries.get(part.seq_id) for part in plan.seqs]
+        if len(self._running) != sum(entry is not None for entry in entries):
+            return None
+        going_on: list[Entry] = []
+        for entry, part in zip(entries, plan.seqs, strict=True):
+            if entry is None:
+                continue
+            sequence = entry.sequence
+            if part.num_samples != 1 or part.prompt_logprobs or part.seq_len != sequence.known:
+                return None
+            if self._is_last(sequence):
+                continue
+            if not self.kv.can_allocate(sequence, part.seq_len + 1):
+                return None
+            self.kv.allocate(sequence, part.seq_len + 1)
+            going_on.append(entry)
+        if not going_on:
+            return None
+        for entry in going_on:
+            entry.sequence.scheduled += 1
+        parts = tuple(
+            ScheduledSeq(e.sequence.seq_id, e.sequence.known, (DRAWN,), self.kv.block_table(e.sequence.seq_id), 1)
+            for e in going_on
+        )
+        ahead = StepPlan(self._steps, parts, self.kv.take_copies())
+        self._steps += 1
+        self._in_flight.append(ahead)
+        return ahead
+
+    def _may_start_another(self) -> bool:
+        """Whether ``schedule`` would admit the head of the queue now, or displace someone for it."""
+        entry = self._waiting.head()
+        if entry is None:
+            return False
+        if self.kv.preempts and len(self._running) and entry.may_displace(self._running.last()):
+            return True
+        has_seats = self._seats + entry.continuations <= self.config.max_num_seqs
+        return has_seats and self._fits(entry, self._find_prefix(entry))
+
+    def _is_last(self, sequence: Sequence) -> bool:
+        """Whether the token in flight is certain to end the sequence."""
+        length = sequence.known + 1
+        return length - sequence.prompt_len >= sequence.request.params.max_tokens or length >= self.config.max_model_len
 
     def commit(self, plan: StepPlan, sampled: Mapping[int, SequenceOf[int]]) -> tuple[CommittedToken, ...]:
         """Book a computed step.  ``sampled[seq_id]`` holds ``num_samples`` tokens for each sequence that samples.
@@ -195,8 +251,8 @@ class Scheduler:
         """
         if plan.is_empty:
             return ()
-        if self._in_flight is None or plan.step != self._in_flight.step:
-            raise ValueError(f"step {plan.step} is not in flight")
+        if not self._in_flight or plan.step != self._in_flight[0].step:
+            raise ValueError(f"step {plan.step} is not in flight, or not the first that is")
         for part in plan.seqs:
             if (
                 part.num_samples
@@ -204,7 +260,7 @@ class Scheduler:
                 and len(sampled.get(part.seq_id, ())) != part.num_samples
             ):
                 raise ValueError(f"sequence {part.seq_id} needs {part.num_samples} sampled tokens")
-        self._in_flight = None
+        self._in_flight.pop(0)
         committed: list[CommittedToken] = []
         for part in plan.seqs:
             entry = self._entries.get(part.seq_id)
@@ -254,7 +310,8 @@ class Scheduler:
             sequence = entry.sequence
             if not entry.running and (sequence.computed or sequence.scheduled):
                 raise AuditError(f"sequence {sequence.seq_id} waits with {sequence.computed} tokens computed")
-            if sequence.computed + sequence.scheduled > sequence.known:
+            drawn_ahead = len(self._in_flight[1:])
+            if sequence.computed + sequence.scheduled > sequence.known + drawn_ahead:
                 raise AuditError(f"sequence {sequence.seq_id} has computed more tokens than are known")
         self.kv.audit()
 
@@ -420,7 +477,7 @@ class Scheduler:
         plan = StepPlan(self._steps, tuple(parts), self.kv.take_copies() if parts else (), tuple(draft.preempted))
         if parts:
             self._steps += 1
-            self._in_flight = plan
+            self._in_flight.append(plan)
         return plan
 
     # ---------------------------------------------------------------- booking a step
@@ -428,7 +485,7 @@ class Scheduler:
     def _advance(self, entry: Entry, part: ScheduledSeq) -> None:
         sequence = entry.sequence
         end = sequence.computed = part.seq_len
-        sequence.scheduled = 0
+        sequence.scheduled -= part.query_len
         if part.start < entry.most_computed:
             self._recomputed += min(end, entry.most_computed) - part.start
         if end > entry.most_computed:

@@ -39,6 +39,7 @@ def serve(
     log_plans: Annotated[str | None, typer.Option(help=HELP["log_plans"], metavar="FILE")] = None,
     audit_every: Annotated[int, typer.Option(help=HELP["audit_every"])] = DEFAULT.audit_every,
     cuda_graphs: Annotated[bool, typer.Option(help=HELP["cuda_graphs"])] = DEFAULT.cuda_graphs,
+    overlap: Annotated[bool, typer.Option(help=HELP["overlap"])] = DEFAULT.overlap,
     deterministic: Annotated[bool, typer.Option("--deterministic", help=HELP["deterministic"])] = DEFAULT.deterministic,
     threads: Annotated[int | None, typer.Option(help=HELP["threads"])] = None,
 ) -> None:
@@ -72,6 +73,7 @@ def serve(
             log_plans=log_plans,
             audit_every=audit_every,
             cuda_graphs=cuda_graphs,
+            overlap=overlap,
             deterministic=deterministic,
             threads=threads,
         )

@@ -59,7 +59,16 @@ def build(options: ServerOptions) -> Serving:
         eos_token_ids=_eos_token_ids(loaded),
         kv_bytes_per_token=loaded.config.kv_bytes_per_token(dtype.itemsize),
     )
-    engine = Engine(runner, limits, scheduler, cache, tokens, plan_log=plan_log, audit_every=options.audit_every)
+    engine = Engine(
+        runner,
+        limits,
+        scheduler,
+        cache,
+        tokens,
+        plan_log=plan_log,
+        audit_every=options.audit_every,
+        overlap=options.overlap and device.type == "cuda",
+    )
     return Serving(engine, _describe(options, loaded, scheduler, cache, device, dtype, attention), tokens)
 
 
@@ -203,6 +212,7 @@ def _describe(
         "threads": torch.get_num_threads(),
         "attention": attention,
         "cuda_graphs": options.cuda_graphs and attention == "triton" and device.type == "cuda",
+        "overlap": options.overlap and device.type == "cuda",
         "deterministic": options.deterministic,
         "policy": scheduler.policy,
         "order": scheduler.order,

@@ -39,6 +39,7 @@ HELP: dict[str, str] = {
     "log_plans": "File that gets every step's plan, one JSON line a step.",
     "audit_every": "Check every invariant of the KV pool after each N-th step [steps]; 0 = never.",
     "cuda_graphs": "Replay decode steps from CUDA graphs (with --attention triton on CUDA).",
+    "overlap": "Launch the next decode step before the last one's tokens are booked (CUDA); the texts are the same.",
     "deterministic": "The same request gives the same bits alone and in any batch; slower (--attention triton on CUDA).",
     "threads": "CPU threads of the model's arithmetic [count]. Default: torch's choice.",
 }
@@ -71,6 +72,7 @@ class ServerOptions:
     log_plans: str | None = None
     audit_every: int = 0
     cuda_graphs: bool = True
+    overlap: bool = True
     deterministic: bool = False
     threads: int | None = None
 

@@ -192,7 +192,7 @@ class Bench:
         rows = []
         model = random_model.random_model(config, TritonOps(), self.device, dtype)
         ours, text = serving.serve_ours(model, requests, max_num_seqs=seqs, blocks=blocks)
-        rows.append(ours)
+        rows += ours
         del model
         self._free()
         found: dict[str, Any] = {
@@ -207,7 +207,7 @@ class Bench:
             self.save()
             theirs, their_text = serving.serve_transformers(config, self.device, requests, max_num_seqs=seqs, seed=0)
             rows.append(theirs)
-            found["ratio"] = ours["tokens_per_s"] / theirs["tokens_per_s"]
+            found["ratio"] = ours[-1]["tokens_per_s"] / theirs["tokens_per_s"]
             same = sum(text[key][0] == their_text[key][0] for key in text if their_text.get(key))
             found["first_tokens_equal"] = f"{same} of {len(text)}"
         return found

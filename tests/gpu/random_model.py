@@ -129,7 +129,14 @@ class NumberTokens:
         return f"{token} ".encode()
 
 
-def make_engine(runner: ModelRunner, *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int) -> Engine:
+def make_engine(
+    runner: ModelRunner,
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int,
+    overlap: bool = False,
+) -> Engine:
     """An engine over ``runner`` without a real tokenizer."""
     config = runner.model_config
     return Engine(
@@ -140,4 +147,5 @@ def make_engine(runner: ModelRunner, *, max_num_seqs: int, max_num_batched_token
         ),
         runner.cache,
         TokenTable(NumberTokens()),
+        overlap=overlap,
     )

@@ -35,8 +35,11 @@ def serve_ours(
     max_num_seqs: int,
     blocks: int,
     deterministic: bool = False,
-) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Tokens/s from the first add to the last token, and the tokens."""
+) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+    """Tokens/s from the first add to the last token, without and with steps launched ahead; and the tokens.
+
+    Raises RuntimeError if the two give different tokens in deterministic mode.
+    """
     device = model.device
     longest = max(len(prompt) + out for prompt, out in requests) + 1
     runner = make_runner(
@@ -51,8 +54,14 @@ def serve_ours(
     captured = time.perf_counter() - begin
     budget = 2048
 
-    def engine_run(batch: list[tuple[list[int], int]]) -> tuple[float, dict[str, list[int]]]:
-        engine = make_engine(runner, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, max_model_len=longest)
+    def engine_run(batch: list[tuple[list[int], int]], overlap: bool) -> tuple[float, dict[str, list[int]]]:
+        engine = make_engine(
+            runner,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            max_model_len=longest,
+            overlap=overlap,
+        )
         for i, (prompt, out) in enumerate(batch):
             engine.add(Request(str(i), tuple(prompt), SamplingParams(temperature=0.0, max_tokens=out, ignore_eos=True)))
         text: dict[str, list[int]] = {}
@@ -64,11 +73,18 @@ def serve_ours(
                 text.setdefault(output.request_id, []).append(output.token)
         return time.perf_counter() - start, text
 
-    engine_run([(prompt, 4) for prompt, _ in requests[:16]])
-    seconds, text = engine_run(requests)
-    tokens = sum(len(t) for t in text.values())
-    row = {"engine": "pagedbench", "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
-    return {**row, "deterministic": deterministic, "capture_s": captured}, text
+    engine_run([(prompt, 4) for prompt, _ in requests[:16]], overlap=False)
+    rows: list[dict[str, Any]] = []
+    texts: list[dict[str, list[int]]] = []
+    for overlap in (False, True):
+        seconds, text = engine_run(requests, overlap)
+        tokens = sum(len(t) for t in text.values())
+        row = {"engine": "pagedbench", "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
+        rows.append({**row, "overlap": overlap, "deterministic": deterministic, "capture_s": captured})
+        texts.append(text)
+    if deterministic and texts[0] != texts[1]:
+        raise RuntimeError("steps launched ahead gave other tokens")
+    return rows, texts[1]
 
 
 def serve_transformers(

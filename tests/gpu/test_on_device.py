@@ -109,7 +109,8 @@ def test_graphs_give_the_logits_of_eager_steps(config: object, seed: int) -> Non
 
 
 @pytest.mark.parametrize("graphs", [0, 8])
-def test_tokens_of_the_engine_on_the_gpu_are_those_of_the_cpu(graphs: int, seed: int) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_tokens_of_the_engine_on_the_gpu_are_those_of_the_cpu(graphs: int, overlap: bool, seed: int) -> None:
     rng = random.Random(seed)
     prompts = [[rng.randrange(97) for _ in range(rng.choice((3, 16, 17, 90)))] for _ in range(10)]
 
@@ -120,7 +121,9 @@ def test_tokens_of_the_engine_on_the_gpu_are_those_of_the_cpu(graphs: int, seed:
         backend = TritonPagedAttention(device) if on_gpu else GatherAttention()
         runner = make_runner(model, backend, CacheConfig(40, 16), graphs=graphs if on_gpu else 0, max_model_len=160)
         runner.poison()
-        engine = make_engine(runner, max_num_seqs=8, max_num_batched_tokens=64, max_model_len=160)
+        engine = make_engine(
+            runner, max_num_seqs=8, max_num_batched_tokens=64, max_model_len=160, overlap=overlap and on_gpu
+        )
         params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
         for i, prompt in enumerate(prompts):
             engine.add(Request(str(i), tuple(prompt), params))

@@ -117,6 +117,7 @@ def make_engine(
     prefix_caching: bool = True,
     step_seconds: float = 0.0,
     audit_every: int = 1,
+    overlap: bool = False,
     **scheduler: Any,
 ) -> tuple[Engine, HashRunner]:
     """An engine on a fresh ``HashRunner``; ``scheduler`` are fields of SchedulerConfig."""
@@ -124,4 +125,6 @@ def make_engine(
     config = SchedulerConfig(**{"max_model_len": 512, "max_num_batched_tokens": 256, **scheduler})
     runner = HashRunner(cache, step_seconds)
     limits = EngineLimits(vocab_size=VOCAB, eos_token_ids=(EOS,), kv_bytes_per_token=8)
-    return Engine(runner, limits, config, cache, TokenTable(ByteTokenizer()), audit_every=audit_every), runner
+    return Engine(
+        runner, limits, config, cache, TokenTable(ByteTokenizer()), audit_every=audit_every, overlap=overlap
+    ), runner
