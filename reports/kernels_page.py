@@ -10,8 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+
+from reports.shell import render_page
 
 WIDTH, HEIGHT = 1080, 460
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 16, 48
@@ -42,13 +43,6 @@ class Axis(NamedTuple):
 
 def render_kernels_page(results: Mapping[str, Any]) -> str:
     """The whole page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = list(results["attention"]["rows"]) if isinstance(results.get("attention"), Mapping) else []
     timed = [row for row in rows if "timing" in row]
     ceilings = results.get("ceilings")
@@ -58,21 +52,21 @@ def render_kernels_page(results: Mapping[str, Any]) -> str:
         if "skipped" in row:
             skipped.setdefault(f"{row['kernel']}: {row['skipped']}", []).append(row["case"])
     first = next((row for row in timed if row["kernel"] == OURS and "share_of_copy" in row), None)
-    text = environment.get_template("kernels.html.j2").render(
-        results=results,
-        rows=[row for row in rows if "skipped" not in row],
-        first=first,
-        skipped=skipped,
-        num_cases=len({row["case"] for row in rows}),
-        ceilings=ceilings if isinstance(ceilings, Mapping) else None,
-        versus=results["attention"]["against_peers"] if rows else None,
-        checks=results.get("check") or [],
-        steps=results["steps"] if isinstance(results.get("steps"), list) else [],
-        serving=results["serving"] if isinstance(results.get("serving"), Mapping) else None,
-        not_measured=results.get("not_measured", []),
-        roofline=Markup(draw_roofline(timed, ceilings)) if has_roof and isinstance(ceilings, Mapping) else None,
-    )
-    return str(text)
+    context = {
+        "results": results,
+        "rows": [row for row in rows if "skipped" not in row],
+        "first": first,
+        "skipped": skipped,
+        "num_cases": len({row["case"] for row in rows}),
+        "ceilings": ceilings if isinstance(ceilings, Mapping) else None,
+        "versus": results["attention"]["against_peers"] if rows else None,
+        "checks": results.get("check") or [],
+        "steps": results["steps"] if isinstance(results.get("steps"), list) else [],
+        "serving": results["serving"] if isinstance(results.get("serving"), Mapping) else None,
+        "not_measured": results.get("not_measured", []),
+        "roofline": Markup(draw_roofline(timed, ceilings)) if has_roof and isinstance(ceilings, Mapping) else None,
+    }
+    return render_page("kernels.html.j2", context)
 
 
 def draw_roofline(rows: list[Mapping[str, Any]], ceilings: Mapping[str, float]) -> str:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import fingerprint, tables, tiles
+from reports import fingerprint, shell, tables, tiles
 from reports.charts import bars, latency, memory, timeline
 from reports.charts.figure import Figure
-from reports.dataset import Dataset, Engine, Group, load_words
+from reports.dataset import Cell, Dataset, Engine, Group, load_words
 from reports.metrics import RUNNING, THROUGHPUT, TTFT
 from reports.style import LEDGER, POOL, USAGE, series_style
 from reports.verdict import Verdict, plain
-from reports.words import DEFINITIONS, NULL_HTML, NULL_TEXT, plural
+from reports.words import DEFINITIONS, plural
 
 # Groups that get distributions and timelines of their own; beyond that each workload shows its heaviest load.
 MAX_PANELS = 6
@@ -47,7 +46,7 @@ def bar_figures(data: Dataset) -> list[Figure]:
     return [bars.bar_figure(data, flat, metric, panel_width(2)) for metric in (THROUGHPUT, RUNNING)] if flat else []
 
 
-def render_page(data: Dataset, verdict: Verdict, out_dir: Path | None = None) -> str:
+def render_page(data: Dataset, verdict: Verdict, out_dir: Path | None = None, interactive: bool = False) -> str:
     """The whole page.  ``out_dir`` is the folder it will lie in; raw files are linked when it is the run directory."""
     groups = shown_groups(data)
     width = panel_width(len(groups))
@@ -81,7 +80,8 @@ def render_page(data: Dataset, verdict: Verdict, out_dir: Path | None = None) ->
         "workloads": fingerprint.workload_facts(data),
         "status": {run.run.manifest.status for run in data.runs},
     }
-    return environment().get_template("report.html.j2").render(context)
+    helpers = {"swatch": swatch, "load_title": load_title, "left_out": left_out}
+    return shell.render_page("report.html.j2", context, interactive, **helpers)
 
 
 def _legend(data: Dataset) -> list[Any]:
@@ -91,26 +91,14 @@ def _legend(data: Dataset) -> list[Any]:
     return list({(word.label, word.css): word for word in words}.values())
 
 
+def load_title(cell: Cell) -> str:
+    """What a cell ran: workload and load."""
+    return f"{cell.info.workload.name}, {load_words(cell.info.load)}"
+
+
 def left_out(panels: int) -> str:
     """Says so when not every load level has a panel of its own."""
     return f" {plural(panels, 'lighter load level')} without a panel; the table has all of them." if panels else ""
-
-
-def environment() -> Environment:
-    """The template environment: everything is escaped, a missing name is an error."""
-    found = Environment(
-        loader=PackageLoader("reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.filters["shown"] = lambda text: NULL_HTML if text == NULL_TEXT else text
-    found.globals["style_of"] = series_style
-    found.globals["swatch"] = swatch
-    found.globals["load_title"] = lambda cell: f"{cell.info.workload.name}, {load_words(cell.info.load)}"
-    found.globals["left_out"] = left_out
-    return found
 
 
 _MARKER_PATHS = {
