@@ -8,15 +8,13 @@ shows the tables.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from harness.gate.design import orders_of
 from harness.gate.procedure import levels_of, look_at
-from harness.gate.spending import DEFAULT_LOOKS, plan_for
+from harness.gate.spending import plan_for
 from harness.gate.wilcoxon import Floats, hodges_lehmann
 
 RUN_CV = 0.02
@@ -108,7 +106,9 @@ def play(d: Floats, limits: Sequence[float], looks: Sequence[int]) -> Floats:
     return result
 
 
-def false_alarms(gates: int, noise: Noise, shared: float, looks: Sequence[int], limits: Sequence[float], seed: int) -> dict[str, float]:
+def false_alarms(
+    gates: int, noise: Noise, shared: float, looks: Sequence[int], limits: Sequence[float], seed: int
+) -> dict[str, float]:
     """Shares of A/A gates that fail, pass and stay open, and the mean number of pairs."""
     outcome = _play_many(gates, limits, looks, noise, 0.0, RUN_CV, shared, seed)
     failed, passed, pairs = outcome.mean(axis=0)
@@ -116,7 +116,14 @@ def false_alarms(gates: int, noise: Noise, shared: float, looks: Sequence[int], 
 
 
 def _play_many(
-    gates: int, limits: Sequence[float], looks: Sequence[int], noise: Noise, shift: Sequence[float] | float, cv: float, shared: float, seed: int
+    gates: int,
+    limits: Sequence[float],
+    looks: Sequence[int],
+    noise: Noise,
+    shift: Sequence[float] | float,
+    cv: float,
+    shared: float,
+    seed: int,
 ) -> Floats:
     rng = np.random.default_rng(seed)
     parts = []
@@ -127,7 +134,16 @@ def _play_many(
     return np.concatenate(parts)
 
 
-def power(gates: int, limits: Sequence[float], looks: Sequence[int], shift: Sequence[float] | float, cv: float, noise: Noise = normal, shared: float = 0.0, seed: int = 2) -> dict[str, float]:
+def power(
+    gates: int,
+    limits: Sequence[float],
+    looks: Sequence[int],
+    shift: Sequence[float] | float,
+    cv: float,
+    noise: Noise = normal,
+    shared: float = 0.0,
+    seed: int = 2,
+) -> dict[str, float]:
     """Share of gates that fail under a true slowdown, by any look up to each planned one."""
     outcome = _play_many(gates, limits, looks, noise, shift, cv, shared, seed)
     found = outcome[:, 0] == 1

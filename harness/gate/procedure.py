@@ -53,9 +53,7 @@ def levels_of(plan: Plan, metrics: int, fail_rate: float = FAIL_RATE, pass_rate:
     """The levels of every look of ``plan`` for a family of ``metrics``."""
     by_count = [fail_levels(plan, m, fail_rate) for m in range(1, metrics + 1)]
     clear = pass_levels(plan, pass_rate)
-    return [
-        Levels(pairs, tuple(levels[k] for levels in by_count), clear[k]) for k, pairs in enumerate(plan.looks)
-    ]
+    return [Levels(pairs, tuple(levels[k] for levels in by_count), clear[k]) for k, pairs in enumerate(plan.looks)]
 
 
 def look_at(d: Floats, limits: Floats, levels: Levels) -> Look:

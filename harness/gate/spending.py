@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 
 from harness.gate.wilcoxon import null_tail
 
@@ -50,7 +51,7 @@ SHIPPED: tuple[Plan, ...] = (
 def plan_for(looks: Sequence[int]) -> Plan:
     """The shipped plan with these looks, or one that spends in proportion to the pairs.  Raises ValueError."""
     asked = tuple(looks)
-    if not asked or any(a >= b for a, b in zip(asked, asked[1:], strict=False)) or asked[0] < 1:
+    if not asked or any(a >= b for a, b in pairwise(asked)) or asked[0] < 1:
         raise ValueError(f"looks must be rising numbers of pairs, such as 8, 12, 20, not {list(asked)}")
     for plan in SHIPPED:
         if plan.looks == asked:
@@ -73,7 +74,8 @@ def pass_levels(plan: Plan, rate: float = PASS_RATE) -> tuple[float, ...]:
 def frozen() -> dict[str, dict[str, dict[str, list[float]]]]:
     """Plan -> "fail" | "pass" -> number of hypotheses -> nominal level of each look."""
     text = resources.files("harness.gate").joinpath("spending.json").read_text(encoding="utf-8")
-    return json.loads(text)["levels"]  # type: ignore[no-any-return]
+    levels: dict[str, dict[str, dict[str, list[float]]]] = json.loads(text)["levels"]
+    return levels
 
 
 def _levels(
@@ -85,7 +87,7 @@ def _levels(
     if rate == simulated and str(hypotheses) in known and plan in SHIPPED:
         return tuple(known[str(hypotheses)])
     spent = (0.0, *cumulative)
-    return tuple((now - before) * rate / hypotheses for before, now in zip(spent, spent[1:], strict=False))
+    return tuple((now - before) * rate / hypotheses for before, now in pairwise(spent))
 
 
 def smallest_p(pairs: int) -> float:

@@ -25,6 +25,7 @@ class MemoryNumbers(TypedDict, total=False):
     kv_reserved: float | None
     kv_utilisation: float | None
     kv_utilisation_peak: float | None
+    kv_peak_tokens: float | None
     kv_internal_fragmentation: float | None
     kv_waste: float | None
     kv_waste_sum: dict[str, float]
@@ -56,12 +57,23 @@ def memory_numbers(
         kv_utilisation_peak=_ratio(
             series["kv_slots_live"].maximum(*window) if "kv_slots_live" in series else None, reserved
         ),
+        kv_peak_tokens=peak_tokens(series, window),
         kv_internal_fragmentation=_ratio(None if allocated is None or live is None else allocated - live, allocated),
         kv_waste_sum=(shares := ledger_shares(series, window)),
         kv_waste=waste(shares),
         tokens_held_per_gib=_per_gib(live if held is None else held, pool_bytes),
         output_tokens_per_s_per_gib=_per_gib(output_tokens_per_s, pool_bytes),
     )
+
+
+def peak_tokens(series: Mapping[str, Series], window: tuple[int, int]) -> float | None:
+    """Slots that requests held at the peak: counted where the engine counts them, else its usage times its pool."""
+    if "kv_slots_allocated" in series:
+        return series["kv_slots_allocated"].maximum(*window)
+    if "kv_usage" not in series or "kv_slots_reserved" not in series:
+        return None
+    usage, pool = series["kv_usage"].maximum(*window), series["kv_slots_reserved"].maximum(*window)
+    return usage * pool if usage is not None and pool is not None else None
 
 
 def ledger_shares(series: Mapping[str, Series], window: tuple[int, int]) -> dict[str, float]:

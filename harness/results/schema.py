@@ -274,6 +274,7 @@ class CellSummary(Strict):
     kv_reserved: float | None = None  # slots
     kv_utilisation: float | None = None  # live / reserved, time-weighted over the window
     kv_utilisation_peak: float | None = None
+    kv_peak_tokens: float | None = None  # slots allocated at the peak, as far as sampling saw it
     kv_internal_fragmentation: float | None = None  # (allocated - live) / allocated
     kv_waste: float | None = None  # (reserved-for-later + internal + external) / (pool - cached - free)
     kv_waste_sum: dict[str, float] = Field(default_factory=dict)  # mean share of the pool per ledger word
