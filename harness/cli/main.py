@@ -32,6 +32,7 @@ COMMANDS: dict[str, Entry] = {
     "emulate": Entry(
         "harness.cli.emulate:emulate", "Serve an engine with exact scripted times, for calibration and tests."
     ),
+    "gate": Entry("harness.cli.gate:gate", "Judge a candidate against a baseline: pass, fail or inconclusive, for CI."),
     "engines": Entry("harness.cli.engines:engines", "List the engines that can be launched and what is installed."),
     "workloads": Entry(
         "harness.cli.workloads:workloads", "Print the exact schedule and digests that a workload gives."
@@ -132,6 +133,8 @@ EXTRAS = {
     "altair": "report",
     "vl_convert": "report",
     "triton": "gpu",
+    "scipy": "gate",
+    "ruptures": "gate",
 }
 
 

@@ -79,6 +79,7 @@ class Thresholds(Strict):
     rates: RatesAsked = Field(default_factory=RatesAsked)
     void: VoidAsked = Field(default_factory=VoidAsked)
     answers: Literal["identical", "report"] = "identical"
+    benchmark_limit: Share = 0.05  # of each benchmark in files of pytest-benchmark
 
     @field_validator("metrics", mode="before")
     @classmethod
@@ -228,4 +229,6 @@ void:
 
 # {answers}: whether a candidate whose answers differ from all of the baseline's (which agree among themselves) fails.
 answers: identical
+
+benchmark_limit: 5%  # each benchmark of `pagedbench gate --pytest-benchmark`
 """
