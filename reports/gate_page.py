@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from harness.results.gate import GateRecord, PairRecord, RuleResult
+from harness.results.gate import GateRecord, GateResult, PairRecord, RuleResult
 from reports.gate_words import NONE, arm_words, percent, quantity, result_of, rows, settings_that_differ
 
 WIDTH = 1080
 ROW = 34
 LABEL = 210
 RIGHT = 24
-PANEL = 250
 BADGES = {"PASS": "valid", "FAIL": "invalid", "INCONCLUSIVE": "suspect"}
 MARKS = {"PASS": "M3 8.5l3 3 7-7", "FAIL": "M4 4l8 8M12 4l-8 8", "INCONCLUSIVE": "M4 8h8"}
 MAX_PANELS = 12
@@ -45,6 +44,7 @@ def gate_page(record: GateRecord) -> str:
     text = environment.get_template("gate.html.j2").render(
         record=record,
         result=result,
+        reasons=_other_reasons(result),
         badge=BADGES[result.verdict],
         mark=MARKS[result.verdict],
         rows=rows(result),
@@ -60,6 +60,12 @@ def gate_page(record: GateRecord) -> str:
         workload=_workload(record),
     )
     return str(text)
+
+
+def _other_reasons(result: GateResult) -> list[str]:
+    """The reasons that no metric's own line already gives."""
+    said = {f"{rule.rule.label}: {rule.reason}" for rule in result.rules}
+    return [reason for reason in result.reasons if reason not in said]
 
 
 def draw_forest(rules: Sequence[RuleResult]) -> str:
@@ -121,12 +127,12 @@ def draw_pairs(rule: RuleResult, pairs: Sequence[PairRecord]) -> str:
     parts = [
         f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Pairs of {escape(rule.rule.label)}">'
     ]
-    parts.append(_line(44, y(0), width - 6, y(0), "var(--grid)", 1))
-    parts.append(_line(44, y(rule.rule.limit), width - 6, y(rule.rule.limit), "var(--slo)", 1.5, "4 2"))
-    parts.extend(_text(40, y(value) + 4, percent(value), "end") for value in (0.0, rule.rule.limit))
-    step = (width - 64) / max(1, len(shares))
+    parts.append(_line(56, y(0), width - 6, y(0), "var(--grid)", 1))
+    parts.append(_line(56, y(rule.rule.limit), width - 6, y(rule.rule.limit), "var(--slo)", 1.5, "4 2"))
+    parts.extend(_text(51, y(value) + 4, percent(value), "end") for value in (0.0, rule.rule.limit))
+    step = (width - 76) / max(1, len(shares))
     for i, (order, share) in enumerate(shares):
-        x = 54 + step * i
+        x = 66 + step * i
         title = f"<title>pair {i + 1} ({order}): {percent(share)}</title>"
         if order == "AB":
             parts.append(f'<circle cx="{x:.1f}" cy="{y(share):.1f}" r="3.6" fill="var(--s1)">{title}</circle>')

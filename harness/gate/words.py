@@ -17,7 +17,7 @@ def headline_of(
         return f"FAIL: the candidate is not correct, so its speed does not count. {_begin(reasons[0])}"
     if verdict == "FAIL":
         failed = [rule for rule in rules if rule.verdict == "FAIL"]
-        worst = max(failed, key=lambda rule: rule.worse_by or 0.0)
+        worst = max(failed, key=lambda rule: (rule.worse_by or 0.0) / max(rule.rule.limit, 1e-3))
         more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         if worst.change is None or worst.method == "none":
             return f"FAIL: {worst.rule.label} is {worst.reason}{more}."
