@@ -14,8 +14,9 @@ import typer
 from harness.cli.display import LiveDisplay
 from harness.cli.errors import CliError, ExitCode
 from harness.cli.execute import execute
+from harness.engines.errors import RecipeError
 from harness.gate.bench_files import BenchFileError, bench_gate
-from harness.gate.builds import Build, BuildError, Reset, choose_reset, is_drivable, plan_of
+from harness.gate.builds import Build, BuildError, Reset, check_recipe, choose_reset, is_drivable, plan_of
 from harness.gate.cache_reset import ResetError
 from harness.gate.drive import Driver, RunFailed
 from harness.gate.judge import judge
@@ -88,7 +89,7 @@ def run_gate(asked: Asked, *, explain: bool) -> int:
     except RunFailed as error:
         raise CliError(str(error), BAD_CONFIG if error.code == ExitCode.USAGE else error.code) from error
     except (
-        BenchFileError, BuildError, PlanError, RecordError, ResetError, RunReadError, SampleError, ThresholdsError
+        BenchFileError, BuildError, PlanError, RecipeError, RecordError, ResetError, RunReadError, SampleError, ThresholdsError
     ) as error:  # fmt: skip
         raise CliError(str(error), BAD_CONFIG) from error
     except OSError as error:
@@ -150,6 +151,7 @@ def _drive(asked: Asked) -> GateRecord:
     if asked.slo:
         shared["slo"] = parse_slo(asked.slo)
     for build in builds:
+        check_recipe(build.engine(folder, 0))
         plan_of(build, shared, folder, run=0, seed=asked.seed, reset=reset, prompts="")
     display = LiveDisplay()
 

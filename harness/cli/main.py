@@ -13,12 +13,29 @@ from typer.core import TyperCommand, TyperGroup
 
 from harness.cli.errors import CliError, ExitCode
 
+# What a wrong option raises: click's UsageError, which newer versions of typer carry within.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
 
 class Entry(NamedTuple):
     """Where a subcommand lives (``module:function``) and the line that ``pagedbench --help`` shows for it."""
 
     target: str
     summary: str
+    usage_exit: int = 2  # status after a wrong option; commands whose 2 is a verdict leave with another
+
+
+class SubCommand(TyperCommand):
+    """A subcommand that leaves with its own status when it is used wrongly."""
+
+    usage_exit = 2
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            error.exit_code = self.usage_exit  # type: ignore[attr-defined]
+            raise
 
 
 COMMANDS: dict[str, Entry] = {
@@ -32,7 +49,9 @@ COMMANDS: dict[str, Entry] = {
     "emulate": Entry(
         "harness.cli.emulate:emulate", "Serve an engine with exact scripted times, for calibration and tests."
     ),
-    "gate": Entry("harness.cli.gate:gate", "Judge a candidate against a baseline: pass, fail or inconclusive, for CI."),
+    "gate": Entry(
+        "harness.cli.gate:gate", "Judge a candidate against a baseline: pass, fail, inconclusive.", usage_exit=3
+    ),
     "engines": Entry("harness.cli.engines:engines", "List the engines that can be launched and what is installed."),
     "workloads": Entry(
         "harness.cli.workloads:workloads", "Print the exact schedule and digests that a workload gives."
@@ -65,8 +84,11 @@ class LazyGroup(TyperGroup):
         if placeholder is None or name is None:
             return name, placeholder, rest
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name)(load(COMMANDS[name]))
-        return name, typer.main.get_command(single), rest
+        single.command(name, cls=SubCommand)(load(COMMANDS[name]))
+        command = typer.main.get_command(single)
+        if isinstance(command, SubCommand):
+            command.usage_exit = COMMANDS[name].usage_exit
+        return name, command, rest
 
 
 app = typer.Typer(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.engines.catalogue import find
 from harness.load.plan import PlanError, RunPlan, make_plan, parse_engine
 from harness.load.schedule import derive_seed
 
@@ -62,6 +63,12 @@ class Build:
         path = folder / f"{self.arm}-command.yaml"
         path.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
         return path
+
+
+def check_recipe(asked: dict[str, Any]) -> None:
+    """Whether the engine's recipe and its settings exist, before anything is started.  Raises RecipeError."""
+    if "recipe" in asked:
+        find(asked["recipe"]).plan(asked.get("settings", {}), 0)
 
 
 def is_drivable(where: str) -> bool:

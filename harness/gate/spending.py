@@ -83,11 +83,14 @@ def _levels(
 ) -> tuple[float, ...]:
     if len(plan.looks) == 1:
         return (rate / hypotheses,)
-    known = frozen().get(plan.key, {}).get(kind, {})
-    if rate == simulated and str(hypotheses) in known and plan in SHIPPED:
-        return tuple(known[str(hypotheses)])
     spent = (0.0, *cumulative)
-    return tuple((now - before) * rate / hypotheses for before, now in pairwise(spent))
+    increments = tuple((now - before) * rate / hypotheses for before, now in pairwise(spent))
+    if rate != simulated or plan not in SHIPPED:
+        return increments
+    known = frozen()[plan.key][kind]
+    if str(hypotheses) in known:
+        return tuple(known[str(hypotheses)])
+    return tuple(map(min, increments, known[str(MAX_FAMILY)]))  # never less strict than for fewer hypotheses
 
 
 def smallest_p(pairs: int) -> float:

@@ -23,24 +23,18 @@ def verify(spec: JudgeSpec, pairs: Sequence[PairRecord], counted: Sequence[PairR
 
 
 def _answers_at_all(pairs: Sequence[PairRecord]) -> VerifiedPart:
+    name = "answers"
     by_index: dict[int, list[PairRecord]] = defaultdict(list)
     for pair in pairs:
         by_index[pair.index].append(pair)
-    name = "answers"
-    for attempts in by_index.values():
+    for attempts in [*by_index.values(), list(pairs)]:
         broken = [pair.candidate.broken for pair in attempts if pair.candidate.broken and not pair.baseline.broken]
-        whole = len(broken) == len(attempts) == MAX_ATTEMPTS
-        if whole or (len(pairs) == len(by_index) and all(p.candidate.broken and not p.baseline.broken for p in pairs)):
-            return VerifiedPart(
-                name=name,
-                verdict="FAIL",
-                detail=f"the candidate failed in every attempt while the baseline did not: {broken[-1][0]}",
-            )
-    return (
-        VerifiedPart(name=name, verdict="PASS", detail="the candidate completed its requests")
-        if any(not pair.candidate.void for pair in pairs)
-        else VerifiedPart(name=name, verdict="NOT DECIDED", detail="no candidate run counts")
-    )
+        if len(attempts) >= MAX_ATTEMPTS and len(broken) == len(attempts):
+            detail = f"the candidate failed in every one of {len(attempts)} runs, the baseline in none: {broken[-1][0]}"
+            return VerifiedPart(name=name, verdict="FAIL", detail=detail)
+    if all(pair.candidate.void for pair in pairs):
+        return VerifiedPart(name=name, verdict="NOT DECIDED", detail="no candidate run counts")
+    return VerifiedPart(name=name, verdict="PASS", detail="the candidate completed its requests")
 
 
 def _answers_the_same(spec: JudgeSpec, counted: Sequence[PairRecord]) -> VerifiedPart:
