@@ -155,7 +155,6 @@ EXTRAS = {
     "altair": "report",
     "vl_convert": "report",
     "triton": "gpu",
-    "scipy": "gate",
     "ruptures": "gate",
 }
 
