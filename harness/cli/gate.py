@@ -42,6 +42,10 @@ def gate(
         list[str] | None,
         typer.Option(metavar="N[,N...]", help="Pairs of runs after which to look.  [default: the thresholds']"),
     ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Choose --pairs by the noise that this history of gates recorded."),
+    ] = None,
     reset: Annotated[
         Literal["process", "cache", "prompts"] | None,
         typer.Option(help="State between runs.  [default: process, for URLs prompts]"),
@@ -112,6 +116,7 @@ def gate(
         shared={key: value for key, value in values.items() if value is not None},
         slo=slo or [],
         looks=_numbers("--pairs", pairs, int),
+        history=history,
         reset=reset,
         seed=seed,
         conform=conform,

@@ -19,6 +19,8 @@ from harness.gate.bench_files import BenchFileError, bench_gate
 from harness.gate.builds import Build, BuildError, Reset, check_recipe, choose_reset, is_drivable, plan_of
 from harness.gate.cache_reset import ResetError
 from harness.gate.drive import Driver, RunFailed
+from harness.gate.history import HistoryError, looks_for
+from harness.gate.history import read as read_history
 from harness.gate.judge import judge
 from harness.gate.record_file import RecordError, read_record, rejudged, to_text, write_record
 from harness.gate.recorded import recorded_gate
@@ -32,6 +34,18 @@ from harness.results.reader import RunReadError
 BAD_CONFIG = 3
 HARNESS_ERROR = 4
 INTERRUPTED = 130
+CONFIG_ERRORS = (
+    BenchFileError,
+    BuildError,
+    HistoryError,
+    PlanError,
+    RecipeError,
+    RecordError,
+    ResetError,
+    RunReadError,
+    SampleError,
+    ThresholdsError,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Asked:
     shared: dict[str, Any]
     slo: list[str]
     looks: list[int] | None
+    history: Path | None
     reset: Reset | None
     seed: int
     conform: bool
@@ -66,13 +81,20 @@ class Asked:
     def limits(self) -> Thresholds:
         """The thresholds with ``--pairs`` in place."""
         chosen = self.thresholds or Thresholds()
-        if self.looks is None:
+        looks = self.looks
+        if looks is None and self.history is not None:
+            entries = read_history(self.history)
+            rules = chosen.spec(
+                list(dict.fromkeys(key.rpartition("/")[0] for e in entries for key in e.metrics)), []
+            ).rules
+            looks = looks_for(entries, {rule.key: rule.limit for rule in rules if rule.kind == "timing"})
+        if looks is None:
             return chosen
         try:
-            return chosen.model_copy(update={"pairs": type(chosen.pairs)(looks=self.looks)})
+            return chosen.model_copy(update={"pairs": type(chosen.pairs)(looks=looks)})
         except ValueError:
             raise CliError(
-                f"--pairs takes rising numbers of pairs, at most 200, such as 8,12,20, not {self.looks}", BAD_CONFIG
+                f"--pairs takes rising numbers of pairs, at most 200, such as 8,12,20, not {looks}", BAD_CONFIG
             ) from None
 
 
@@ -88,9 +110,7 @@ def run_gate(asked: Asked, *, explain: bool) -> int:
         return _leave_files(asked, record) or result.exit_code
     except RunFailed as error:
         raise CliError(str(error), BAD_CONFIG if error.code == ExitCode.USAGE else error.code) from error
-    except (
-        BenchFileError, BuildError, PlanError, RecipeError, RecordError, ResetError, RunReadError, SampleError, ThresholdsError
-    ) as error:  # fmt: skip
+    except CONFIG_ERRORS as error:
         raise CliError(str(error), BAD_CONFIG) from error
     except OSError as error:
         raise CliError(f"cannot write {error.filename or asked.folder}: {error.strerror}", HARNESS_ERROR) from error

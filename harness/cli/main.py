@@ -44,7 +44,9 @@ COMMANDS: dict[str, Entry] = {
     ),
     "serve": Entry("harness.cli.serve:serve", "Serve a model with the reference engine (OpenAI API)."),
     "run": Entry("harness.cli.run:run", "Drive engines with workloads; write a run directory and a report."),
-    "conform": Entry("harness.cli.conform:conform", "Ask whether an engine keeps its promises: the conformance suite."),
+    "conform": Entry(
+        "harness.cli.conform:conform", "Ask whether an engine keeps its promises: the conformance suite.", usage_exit=3
+    ),
     "report": Entry("harness.cli.report:report", "Rebuild the report of run directories (HTML, Markdown, CSV, JSON)."),
     "emulate": Entry(
         "harness.cli.emulate:emulate", "Serve an engine with exact scripted times, for calibration and tests."
@@ -52,6 +54,7 @@ COMMANDS: dict[str, Entry] = {
     "gate": Entry(
         "harness.cli.gate:gate", "Judge a candidate against a baseline: pass, fail, inconclusive.", usage_exit=3
     ),
+    "history": Entry("harness.cli.history:history", "Keep gates and show the trend of their metrics.", usage_exit=3),
     "engines": Entry("harness.cli.engines:engines", "List the engines that can be launched and what is installed."),
     "workloads": Entry(
         "harness.cli.workloads:workloads", "Print the exact schedule and digests that a workload gives."

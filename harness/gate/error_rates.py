@@ -1,4 +1,4 @@
-"""The gate's own error, simulated: ``python -m harness.gate.error_rates [--gates N] [--json]``.
+"""The gate's own error, simulated: ``python -m harness.gate.error_rates [--gates N]`` prints JSON.
 
 Whole gates are played from synthetic runs in the order in which a real gate would take them (ABBA blocks turned by a
 seed), with all planned looks, through :func:`harness.gate.procedure.look_at`.  Printed: how often a gate of two equal
@@ -8,13 +8,15 @@ shows the tables.
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from harness.gate.design import orders_of
 from harness.gate.procedure import levels_of, look_at
-from harness.gate.spending import plan_for
+from harness.gate.spending import DEFAULT_LOOKS, plan_for
 from harness.gate.wilcoxon import Floats, hodges_lehmann
 
 RUN_CV = 0.02
@@ -157,3 +159,46 @@ def coverage(cases: int, pairs: int, noise: Noise, seed: int) -> float:
     _, low, high = hodges_lehmann(d)
     truth = np.log1p(0.03)
     return float(((low <= truth) & (truth <= high)).mean())
+
+
+def tables(gates: int) -> dict[str, object]:
+    """Every simulated table of docs/gate.md, as shares."""
+    looks, one = DEFAULT_LOOKS, TIMING_LIMITS[:1]
+    alarms = {}
+    for name, noise in NOISES.items():
+        alarms[name] = {
+            **false_alarms(gates, noise, 0.0, looks, TIMING_LIMITS, seed=1),
+            "fail, metrics share 70 % of their noise": false_alarms(gates, noise, 0.7, looks, TIMING_LIMITS, 2)["fail"],
+            "significant, were every limit 0": false_alarms(gates, noise, 0.0, looks, (0.0,) * 5, 3)["fail"],
+        }
+    curves = {}
+    for cv in (0.005, 0.01, 0.02):
+        for slower in (0.02, 0.03, 0.05, 0.10):
+            curves[f"CV {cv:.1%}, all five metrics {slower:.0%} slower"] = power(
+                gates // 4, TIMING_LIMITS, looks, slower, cv, shared=0.5
+            )
+    alone = {
+        "5 % on one metric of five, CV 2 %, looks 8/12/20": power(gates, (0.02,) * 5, looks, (0.05, 0, 0, 0, 0), 0.02),
+        "5 % on one metric of five, CV 2 %, one look at 12": power(gates, (0.02,) * 5, (12,), (0.05, 0, 0, 0, 0), 0.02),
+        "5 % on the only metric, CV 2 %, looks 8/12/20": power(gates, one, looks, 0.05, 0.02),
+        "3 % on the only metric, CV 2 %, limit 2 %, looks 8/12/20": power(gates, one, looks, 0.03, 0.02),
+        "3 % on the only metric, CV 2 %, limit 1.5 %, looks 8/12/20": power(gates, (0.015,), looks, 0.03, 0.02),
+        "3 % on the only metric, CV 2 %, limit 1.5 %, one look at 20": power(gates, (0.015,), (20,), 0.03, 0.02),
+        "3 % on the only metric, CV 1.5 %, limit 2 %, looks 8/12/20": power(gates, one, looks, 0.03, 0.015),
+        "5 % on the only metric, 10 % outlier runs, looks 8/12/20": power(gates, one, looks, 0.05, 0.02, outliers),
+    }
+    covered = {
+        name: {f"{pairs} pairs": coverage(2000, pairs, noise, seed=5) for pairs in (8, 12, 20)}
+        for name, noise in NOISES.items()
+    }
+    return {"gates": gates, "alarms": alarms, "curves": curves, "alone": alone, "coverage of 2000": covered}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Simulate the error rates of the gate.")
+    parser.add_argument("--gates", type=int, default=20_000, help="simulated gates for each rate [count]")
+    print(json.dumps(tables(parser.parse_args().gates), indent=1, default=float))
+
+
+if __name__ == "__main__":
+    main()

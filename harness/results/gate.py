@@ -161,3 +161,61 @@ class GateRecord(Strict):
     warnings: list[str] = Field(default_factory=list)
     is_interrupted: bool = False
     result: GateResult | None = None
+
+
+class HistoryMetric(Strict):
+    """One metric of one gate.  ``pair_spread``: standard deviation of the pairs' log ratios."""
+
+    label: str
+    unit: str
+    better: Literal["higher", "lower"]
+    baseline: float | None = None
+    candidate: float | None = None
+    change: float | None = None
+    verdict: RuleVerdict
+    pair_spread: float | None = None
+
+
+class HistoryEntry(Strict):
+    """One gate in a history: small enough to keep thousands."""
+
+    document: Literal["pagedbench-gate-history"] = "pagedbench-gate-history"
+    schema_version: int = GATE_SCHEMA_VERSION
+    gate: str  # first digits of the record's digest
+    created_utc: str
+    label: str
+    verdict: Verdict
+    pairs: int
+    metrics: dict[str, HistoryMetric]
+
+
+class TrendPoint(Strict):
+    """The candidate's median in one gate."""
+
+    label: str
+    created_utc: str
+    value: float
+    verdict: RuleVerdict
+
+
+class TrendStep(Strict):
+    """A change point: from ``index`` on the level is another, by ``share`` (as measured)."""
+
+    index: int
+    label: str
+    created_utc: str
+    share: float
+
+
+class Trend(Strict):
+    """One metric over a history.  ``pairs_needed``: to find twice the limit; null: more than 200, or nothing known."""
+
+    key: str
+    label: str
+    unit: str
+    better: Literal["higher", "lower"]
+    limit: float
+    points: list[TrendPoint]
+    steps: list[TrendStep]
+    pair_spread: float | None
+    pairs_needed: int | None
