@@ -7,7 +7,7 @@ from typing import Literal
 
 BLOCK_SIZE_RANGE = (1, 256)
 
-KVPolicy = Literal["paged", "contiguous"]
+KVPolicy = Literal["paged", "contiguous", "static", "orca-max", "orca-pow2", "orca-oracle"]
 QueueOrder = Literal["fcfs", "priority"]
 
 

@@ -128,6 +128,10 @@ class KVManager(ABC):
     def block_table(self, seq_id: int) -> tuple[int, ...]:
         """Physical blocks in position order."""
 
+    def reserved_blocks(self, seq_id: int) -> tuple[int, ...]:
+        """Blocks kept for the sequence that are not in its table yet."""
+        return ()
+
     @abstractmethod
     def take_copies(self) -> tuple[BlockCopy, ...]:
         """Copies that must run before the next step computes; each is handed out once.

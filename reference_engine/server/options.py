@@ -22,7 +22,8 @@ HELP: dict[str, str] = {
     "kv_memory": "Memory of the KV pool, bytes or with a unit (512MiB, 2GiB). Default: 1GiB, on CUDA 80% of the free.",
     "num_blocks": "Size of the KV pool in blocks; instead of --kv-memory.",
     "block_size": "Token slots in a KV block, 1 to 256 [tokens].",
-    "policy": "KV policy: paged, or contiguous (reserves max-model-len for every sequence).",
+    "policy": "KV policy: paged; contiguous, static and orca-max reserve max-model-len for every sequence, orca-pow2 and "
+    "orca-oracle what it asks for.",
     "attention": "Attention backend: auto takes gather on a CPU, triton on CUDA.",
     "max_model_len": "Longest prompt + output of one sequence [tokens]. Default: the model's, at most the pool.",
     "max_num_seqs": "Sequences that may run at once [count].",

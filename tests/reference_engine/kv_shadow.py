@@ -21,6 +21,7 @@ from reference_engine.request import Sequence as EngineSequence
 from reference_engine.scheduler import Scheduler
 
 Slot = tuple[int, int, int]
+RESERVING = ("contiguous", "static", "orca-max", "orca-pow2", "orca-oracle")
 
 
 class ShadowError(AssertionError):
@@ -329,7 +330,7 @@ def random_driver(seed: int, policy: str | None = None) -> Driver:
     mix = Mix(max_prompt=r.choice((10, 40)) * scale, max_output=r.choice((6, 24, 60)), vocabulary=r.choice((2, 2, 50)))
     longest = mix.max_prompt + 6 + mix.max_output
     needed = -(-longest // size)
-    policy = policy or r.choice(("paged", "paged", "contiguous"))
+    policy = policy or r.choice(("paged", "paged", "paged", r.choice(RESERVING)))
     config = SchedulerConfig(
         max_model_len=longest,
         max_num_seqs=r.choice((2, 5, 8, 16)),
@@ -339,5 +340,5 @@ def random_driver(seed: int, policy: str | None = None) -> Driver:
         max_waiting=r.choice((2, 100, 100)),
         watermark=r.choice((0.0, 0.01, 0.1)),
     )
-    pool = needed * r.randint(5, 8) if policy == "contiguous" else r.randint(needed, 2 * needed)
+    pool = 2 * needed * r.randint(5, 8) if policy in RESERVING else r.randint(needed, 2 * needed)
     return Driver(seed, config, CacheConfig(pool, size, prefix_caching=r.random() < 0.8), mix)
