@@ -5,15 +5,17 @@ Every slot carries exactly one of six words, so they add up to the pool::
     token_states + reserved + internal + external + cached + free == total
 
 ======================  ==============================================  ================================================
-word                    paged                                           contiguous
+word                    paged                                           contiguous, static, orca-*
 ======================  ==============================================  ================================================
 token_states            K/V of a token some sequence can still attend   the same
                         (a shared slot counts once)
 reserved                always 0: nothing is kept for the future        slots of a reservation up to prompt + max_tokens
                                                                         that are not filled yet
 internal                unfilled slots of held blocks: a sequence's     slots of a reservation beyond prompt +
-                        last block, blocks of the step in flight        max_tokens, rounding to whole blocks included
-external                always 0: any free block serves any sequence    free slots that cannot hold one more reservation
+                        last block, blocks of the step in flight        max_tokens, rounding included; runs of sequences
+                                                                        that ended before their static batch
+external                always 0: any free block serves any sequence    free slots that cannot hold one more reservation;
+                                                                        orca-*: nor the sequence next in line
 cached                  slots of blocks without a holder that the       always 0
                         prefix cache can still find
 free                    all other slots without a holder                the same

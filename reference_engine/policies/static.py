@@ -5,8 +5,8 @@
     batch 1   a ######.....      b ###########      c ####.......      # computes   . has ended, its run is kept
     batch 2                                                            is formed when b, the longest, has ended
 
-A batch takes sequences, as many as there are runs of ``max_model_len`` slots, while the prompt of one of its members is
-still being computed.  From then on it is closed until all of them have ended.
+A batch takes sequences, as many as there are runs of ``max_model_len`` slots, as long as they come without a gap: once its
+newest member has computed its prompt and a token more, the batch is closed until all of its members have ended.
 """
 
 from __future__ import annotations
@@ -28,15 +28,22 @@ class StaticKVManager(ContiguousKVManager):
     def __init__(self, config: CacheConfig, max_model_len: int) -> None:
         super().__init__(config, max_model_len)
         self._ended: list[Run] = []
+        self._newest: Sequence | None = None
 
     @property
     def is_closed(self) -> bool:
         """Whether the batch takes no more sequences."""
-        members = [reservation.table.sequence for reservation in self._reservations.values()]
-        return bool(members) and all(member.computed >= member.prompt_len for member in members)
+        newest = self._newest
+        if newest is None or not self._reservations:
+            return False
+        return newest.is_finished or newest.computed > newest.prompt_len
 
     def can_admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int, headroom: int) -> bool:
         return not self.is_closed and super().can_admit(sequence, prefix, continuations, headroom)
+
+    def admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int) -> None:
+        super().admit(sequence, prefix, continuations)
+        self._newest = sequence
 
     def free(self, seq_id: int) -> None:
         super().free(seq_id)

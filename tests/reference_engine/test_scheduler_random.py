@@ -1,6 +1,6 @@
 """Random operations on the whole scheduler: add, fork, step, finish, abort (also in flight), preempt (small pools).
 
-The default suite runs 200,000 of them with fresh seeds, both policies and block sizes 1 to 256; after each one the
+The default suite runs 200,000 of them with fresh seeds, all policies and block sizes 1 to 256; after each one the
 audit, the ledger's identity and the shadow of the cache are checked (see ``kv_shadow``).  A failure names its seed:
 ``random_driver(seed, policy)`` repeats it.
 """
@@ -49,7 +49,10 @@ def test_every_invariant_holds_after_each_random_operation(shard: int, monkeypat
     if shard % 2:  # promotions become common
         monkeypatch.setattr(waiting, "OVERTAKE_LIMIT", 3)
         monkeypatch.setattr(waiting, "PREEMPTION_LIMIT", 1)
-    seen = run_random("paged" if shard else None, OPERATIONS // SHARDS)
+    policies = ("paged",) if shard else kv_shadow.RESERVING
+    seen: Counter[str] = Counter()
+    for policy in policies:
+        seen += run_random(policy, OPERATIONS // SHARDS // len(policies))
     assert seen["operations"] >= OPERATIONS // SHARDS
     exercised = ["requests", "forked", "chunks", "decodes", "copies", "finished", "aborted", "rejected 429"]
     if shard:
@@ -70,7 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         blocks=st.integers(1, 12),
         budget=st.integers(1, 12),
         seats=st.integers(1, 5),
-        policy=st.sampled_from(("paged", "paged", "contiguous")),
+        policy=st.sampled_from(("paged", "paged", "paged", *kv_shadow.RESERVING)),
         order=st.sampled_from(("fcfs", "priority")),
         caching=st.booleans(),
     )
