@@ -59,6 +59,9 @@ COMMANDS: dict[str, Entry] = {
     "workloads": Entry(
         "harness.cli.workloads:workloads", "Print the exact schedule and digests that a workload gives."
     ),
+    "probe-memory": Entry(
+        "harness.cli.probe_memory:probe_memory", "Measure an engine's KV capacity from outside, without its metrics."
+    ),
     "validate": Entry(
         "harness.cli.validate:validate", "Check a YAML file without running it; print its schedule and digests."
     ),
