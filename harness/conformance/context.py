@@ -160,17 +160,10 @@ class Context:
 
     async def send(self, ask: Ask, *, stream: bool = False, **extra: Any) -> Answer:
         """Ask ``ask``.  Raises Failed when the engine gives no good answer."""
-        fields = {**self.ask_fields(ask), **extra}
+        fields = {**ask.fields, **extra}
         if stream and self.features.has("completions", "stream"):
             return (await self.api.stream_complete(ask.prompt, **self.fields(ask.max_tokens, **fields))).answer()
         return await self.generate(ask.prompt, ask.max_tokens, **fields)
-
-    def ask_fields(self, ask: Ask) -> dict[str, Any]:
-        # A known answer ends where it ends.
-        return {
-            **ask.fields,
-            **({"ignore_eos": False} if ask.expected is not None and self.features.has("ignore_eos") else {}),
-        }
 
     async def together(
         self, asks: Sequence[Ask], *, at_once: int = 64, stream: bool = False, **extra: Any

@@ -7,12 +7,15 @@ alone: many servers accept every field and ignore most of them.
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.conformance.answer import Answer
 from harness.conformance.api import Api
 from harness.conformance.case import Failed
+from harness.conformance.prompts import Prompt, Prompts
+from harness.conformance.sentinel_asks import SentinelPrompts, is_sentinel
 from harness.engines.asker import Asker
 from harness.engines.capabilities import Capabilities
 from harness.engines.errors import ExpositionError, UnreachableError
@@ -157,6 +160,8 @@ class Questions:
     def __init__(self, api: Api, features: Features) -> None:
         self._api = api
         self._features = features
+        self._is_sentinel = is_sentinel(features.info)
+        self._text = sentinel_question() if self._is_sentinel else TEXT
 
     async def ask(self) -> None:
         capabilities, names = self._features.capabilities, self._features.names
@@ -167,7 +172,8 @@ class Questions:
             ("stream", capabilities.stream_usage is not None),
             ("id_prompts", capabilities.token_id_prompts),
             ("return_ids", capabilities.return_token_ids),
-            ("ignore_eos", capabilities.ignore_eos == "honoured"),
+            # The sentinel never ends by itself, so the probe cannot see more than that the field is accepted.
+            ("ignore_eos", capabilities.ignore_eos in ("honoured", *(["accepted"] if self._is_sentinel else []))),
             ("cached_tokens", capabilities.cached_tokens),
             ("tokenize", capabilities.tokenize is not None),
             ("metrics", capabilities.metrics),
@@ -185,7 +191,7 @@ class Questions:
         """A completion, or None when the engine refuses it."""
         try:
             return await self._api.complete(
-                fields.pop("prompt", TEXT), max_tokens=fields.pop("max_tokens", 4), **fields
+                fields.pop("prompt", self._text), max_tokens=fields.pop("max_tokens", 4), **fields
             )
         except Failed:
             return None
@@ -212,7 +218,7 @@ class Questions:
         await self._echo()
         several = await self._try(n=2)
         self._note("n", several is not None and len(several.choices) == 2)
-        batch = await self._try(prompt=[TEXT, TEXT])
+        batch = await self._try(prompt=[self._text, self._text])
         self._note("batch", batch is not None and len(batch.choices) == 2)
         await self._sampling()
         await self._bias()
@@ -221,7 +227,7 @@ class Questions:
 
     async def _echo(self) -> None:
         echoed = await self._try(echo=True, max_tokens=1)
-        self._note("echo", echoed is not None and echoed.text.startswith(TEXT[:20]))
+        self._note("echo", echoed is not None and echoed.text.startswith(self._text[:20]))
         scored = await self._try(echo=True, logprobs=2, max_tokens=1)
         scores = scored.first.scores if scored else None
         known = [score for score in scores or [] if score.logprob is not None]
@@ -230,29 +236,67 @@ class Questions:
     async def _sampling(self) -> None:
         texts = []
         for seed in (11, 11, 12, 13):
-            answer = await self._try(temperature=2.0, max_tokens=12, seed=seed)
-            texts.append(answer.text if answer else None)
+            # Several prompts in one judgement: one alone may have a nearly certain answer at any temperature.
+            answers = [await self._try(prompt=text, temperature=1.5, max_tokens=12, seed=seed) for text in self._open()]
+            texts.append(None if None in answers else tuple(answer.text for answer in answers if answer))
         if None in texts:
             return
         self._note("sampling", len(set(texts)) > 1)
         self._note("seed", len(set(texts)) > 1 and texts[0] == texts[1])
 
+    def _open(self) -> list[Prompt]:
+        """Prompts that can go on in many ways."""
+        rng = random.Random(5)
+        return [self._text, *(self._uncertain(rng) for _ in range(6))] if self._is_sentinel else [self._text]
+
     async def _bias(self) -> None:
-        plain = await self._try(max_tokens=1, logprobs=2)
+        ids = {"return_token_ids": True} if self._features.has("return_ids") else {}
+        plain = await self._try(max_tokens=1, logprobs=2, **ids)
         if plain is None:
             return
-        # An id that is hardly ever the best token; +100 must force it.
-        forced = [await self._try(max_tokens=4, logit_bias={str(token): 100}) for token in (20, 21)]
-        texts = {answer.text if answer else plain.text for answer in forced}
-        self._note("logit_bias", len(texts) > 1 and plain.text not in {t[: len(plain.text)] for t in texts})
-        repeats = await self._try(max_tokens=24, ignore_eos=True) or plain
-        penalised = await self._try(max_tokens=24, ignore_eos=True, frequency_penalty=2.0)
-        if penalised is None:
-            penalised = await self._try(max_tokens=24, frequency_penalty=2.0)
-        self._note("penalties", penalised is not None and penalised.text != repeats.text)
-        cut = [await self._try(temperature=2.0, top_k=1, max_tokens=8, seed=seed) for seed in (1, 2, 3)]
-        firsts = {answer.text for answer in cut if answer}
-        self._note("top_k", len(firsts) == 1 and None not in cut)
+        best = plain.first.token_ids()
+        if best:
+            banned = await self._try(max_tokens=1, logit_bias={str(best[0]): -100})
+            self._note("logit_bias", banned is not None and banned.text != plain.text)
+        else:
+            # Ids of single bytes or early pieces almost everywhere; +100 must force each of them.
+            forced = [await self._try(max_tokens=1, logit_bias={str(token): 100}) for token in (40, 41)]
+            texts = {answer.text for answer in forced if answer}
+            self._note("logit_bias", len(texts) == 2 and plain.text not in texts)
+        changed = False
+        for prompt in self._open():
+            repeats = await self._try(prompt=prompt, max_tokens=24, **self._no_end())
+            fields = {"frequency_penalty": 2.0, **self._no_end()}
+            penalised = await self._try(prompt=prompt, max_tokens=24, **fields)
+            changed |= penalised is not None and repeats is not None and penalised.text != repeats.text
+        self._note("penalties", changed)
+        await self._top_k()
+
+    def _no_end(self) -> dict[str, Any]:
+        return {"ignore_eos": True} if self._features.has("ignore_eos") else {}
+
+    async def _top_k(self) -> None:
+        """With k = 1 a prompt that could go on in several ways goes on in one."""
+        rng = random.Random(9)
+        held = []
+        for prompt in [*self._open(), *(self._uncertain(rng) for _ in range(30))]:
+            scored = await self._try(prompt=prompt, max_tokens=1, logprobs=2)
+            gap = scored.first.scores[0].gap if scored and scored.first.scores else None
+            if gap is None or not 0.05 < gap < 1.5:
+                continue
+            answers = [
+                await self._try(prompt=prompt, temperature=2.0, top_k=1, max_tokens=1, seed=seed) for seed in range(8)
+            ]
+            held.append(None not in answers and len({answer.text for answer in answers if answer}) == 1)
+            if len(held) == 3:
+                break
+        self._note("top_k", all(held) if held else None)
+
+    def _uncertain(self, rng: random.Random) -> Prompt:
+        takes_ids = bool(self._features.capabilities.token_id_prompts)
+        if self._is_sentinel:
+            return SentinelPrompts([0], [0], takes_ids=takes_ids).uncertain(rng)
+        return Prompts([], [], takes_ids=False).uncertain(rng)
 
     async def _stop(self) -> bool | None:
         plain = await self._try(max_tokens=16)
@@ -303,6 +347,11 @@ class Questions:
             features.names.add("pool")
         if features.max_model_len:
             features.names.add("context")
+
+
+def sentinel_question() -> str:
+    """English has one answer for the sentinel, "?"; it is asked in its own words instead."""
+    return SentinelPrompts([], [], takes_ids=False).text(random.Random(3), 24)
 
 
 def starts_object(document: Any) -> bool:

@@ -103,7 +103,7 @@ class Squeeze:
 
 async def stream(ctx: Context, ask: Ask) -> Streamed:
     """One question as a stream with everything that judging needs."""
-    fields = {**ctx.ask_fields(ask), "stream_options": {"include_usage": True}}
+    fields = {**ask.fields, "stream_options": {"include_usage": True}}
     return await ctx.api.stream_complete(ask.prompt, **ctx.fields(ask.max_tokens, **fields))
 
 

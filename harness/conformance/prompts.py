@@ -78,6 +78,10 @@ class Prompts:
             return lists[0] + rest
         return " ".join(str(part) for part in parts)
 
+    def uncertain(self, rng: random.Random) -> Prompt:
+        """A prompt whose next token may be a matter of chance; whether it is, its distribution tells."""
+        return self.make_prompt(rng, rng.randint(3, 24))
+
     def make_prompt(self, rng: random.Random, tokens: int) -> Prompt:
         """As near to ``tokens`` as the engine's dialect allows."""
         return self.exact(rng, tokens) if self.takes_ids else self.text(rng, tokens)

@@ -22,7 +22,7 @@ from harness.conformance.context import Context, Options
 from harness.conformance.features import Features, find_features
 from harness.conformance.limits import limits_of
 from harness.conformance.prompts import Prompts
-from harness.conformance.sentinel_probe import find_sentinel
+from harness.conformance.sentinel_asks import SentinelAsks, SentinelPrompts, is_sentinel
 from harness.results.conformance import CaseResult, Status, SuiteResult, Verdict, exit_code_of
 
 ALIVE_LIMIT_S = 15.0
@@ -171,7 +171,7 @@ class Setting:
         info = features.info
         kv = options.kv_dtype or str(info.settings.get("kv_dtype") or info.settings.get("cache_type_k") or "") or None
         self.limits = limits_of(options.dtype or info.dtype, kv)
-        self.sentinel = find_sentinel(features)
+        self.sentinel = SentinelAsks(takes_ids=prompts.takes_ids) if is_sentinel(features.info) else None
 
     @classmethod
     async def make(
@@ -194,7 +194,8 @@ class Setting:
             features.names.add("scorer")
         if options.restart is not None:
             features.names.add("restart")
-        prompts = await Prompts.make(tokenizers, takes_ids=features.has("id_prompts"))
+        kind = SentinelPrompts if is_sentinel(features.info) else Prompts
+        prompts = await kind.make(tokenizers, takes_ids=features.has("id_prompts"))
         if features.has("id_prompts") and not prompts.takes_ids:
             notes.append("nothing tokenizes for this engine, so prompts are words and their lengths approximate")
         setting = cls(api, features, options, reference, tokenizers, prompts)

@@ -208,6 +208,9 @@ class Wire:
             prompt = self.call.prompts[number]
             show = isinstance(prompt, str) or self.call.show_special_tokens
             text, offsets = text_and_offsets(self._prompts[number], self._tokens, show_special=show)
+            if isinstance(prompt, str) and text != prompt and text.endswith(prompt):
+                # The tokenizer put special tokens before the text; they are no part of what is echoed.
+                offsets = [max(offset - (len(text) - len(prompt)), 0) for offset in offsets]
             self._echoed[number] = (prompt if isinstance(prompt, str) else text, offsets)
         return self._echoed[number]
 
