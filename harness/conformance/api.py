@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,6 +189,7 @@ class Api:
         cancel_after: int | None = None,
         pause_s: float = 0.0,
         timeout_s: float | None = None,
+        on_event: Callable[[], None] | None = None,
     ) -> Streamed:
         """A streamed call, whatever comes.  Hangs up after ``cancel_after`` events; waits ``pause_s`` before each read."""
         assert self._session is not None
@@ -206,7 +207,7 @@ class Api:
             ):
                 exchange.status = response.status
                 exchange.headers = {name.lower(): value for name, value in response.headers.items()}
-                await read_stream(response, streamed, start, cancel_after, pause_s)
+                await read_stream(response, streamed, start, cancel_after, pause_s, on_event)
                 if streamed.was_cancelled:
                     response.close()
         except TimeoutError:
@@ -233,7 +234,12 @@ async def read_up_to(response: aiohttp.ClientResponse) -> bytes:
 
 
 async def read_stream(
-    response: aiohttp.ClientResponse, streamed: Streamed, start: float, cancel_after: int | None, pause_s: float
+    response: aiohttp.ClientResponse,
+    streamed: Streamed,
+    start: float,
+    cancel_after: int | None,
+    pause_s: float,
+    on_event: Callable[[], None] | None,
 ) -> None:
     """Feed a body to ``streamed`` until it ends, is long enough, or was read far enough."""
     parser = SseParser()
@@ -247,6 +253,8 @@ async def read_stream(
         streamed.raw += piece
         for event in parser.feed(piece):
             streamed.take(event.data, now)
+            if on_event is not None:
+                on_event()
         if cancel_after is not None and len(streamed.events) >= cancel_after:
             streamed.was_cancelled = True
             return

@@ -193,6 +193,10 @@ class Context:
         """Answers given alone, where the judge needs them; ask for them before the load."""
         return await self.judge.baselines(asks, self.send)
 
+    def afford(self, count: int, tokens_each: int, seconds: float, least: int = 1) -> int:
+        """At most ``count`` answers of ``tokens_each``: as many as this engine makes in ``seconds``, batched."""
+        return max(min(self.size(count, least), int(self.features.tokens_per_s * 4 * seconds / tokens_each)), least)
+
     # --- the engine's state ---
 
     async def metrics(self) -> dict[str, float]:

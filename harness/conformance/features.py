@@ -57,12 +57,22 @@ MEANINGS: dict[str, str] = {
     "tokenize": "the server, or the reference, tokenizes",
     "sentinel": "the model is the sentinel, whose answers are known",
     "api_key": "the suite was given a key that the engine demands",
+    "offload": "the engine moves preempted KV elsewhere and back",
+    "window": "the model attends through a sliding window of known size",
     "restart": "the suite launched the engine and can restart it",
     "debug_kv": "the debug endpoint for the KV pool",
     "debug_hooks": "the debug endpoints that disturb the pool",
     "pool": "the size of the KV pool is known",
     "context": "the longest sequence is known",
 }
+
+
+KNOWABLE = {
+    "batch", "cache_salt", "echo", "echo_logprobs", "id_prompts", "ignore_eos", "logit_bias", "logprobs", "n", "penalties",
+    "return_ids", "sampling", "seed", "stop", "token_ids", "top_k",
+}  # fmt: skip
+# By kind of engine, as their documentation says.
+CLAIMED: dict[str, set[str]] = {"pagedbench": KNOWABLE, "vllm": KNOWABLE}
 
 
 @dataclass(slots=True)
@@ -79,6 +89,7 @@ class Features:
     pool_tokens: int | None = None  # tokens the KV pool holds
     max_model_len: int | None = None  # tokens
     max_num_seqs: int | None = None
+    window: int | None = None  # tokens of the sliding window
     tokens_per_s: float = 20.0  # of one stream
     latency_s: float = 1.0  # of one short answer
 
@@ -335,6 +346,13 @@ class Questions:
 
     def _numbers(self) -> None:
         features, settings = self._features, self._features.info.settings
+        # What an engine is known to offer counts as offered: that it has no effect here would be a finding.
+        features.names |= CLAIMED.get(features.info.kind or "", set()) & KNOWABLE
+        features.window = whole(settings.get("sliding_window"))
+        if features.window:
+            features.names.add("window")
+        if str(settings.get("preemption")) == "swap" or whole(settings.get("swap_blocks")):
+            features.names.add("offload")
         features.metric_names = set(features.capabilities.metric_names)
         features.max_model_len = features.info.max_model_len
         features.block_size = whole(settings.get("block_size")) or whole(settings.get("kv_block_size"))

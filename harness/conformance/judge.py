@@ -40,6 +40,7 @@ class Judged:
     logprob: float
     regret: float
     gap: float
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(slots=True)
@@ -79,9 +80,9 @@ class Scorer:
         self.api = api
         self.rung = rung
 
-    async def score(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[Judged]:
+    async def score(self, prompt: Sequence[int], tokens: Sequence[int], *, top: int = 2) -> list[Judged]:
         """One entry for each of ``tokens`` after ``prompt``.  Raises Failed when the server does not score."""
-        answer = await self.api.complete([*prompt, *tokens], max_tokens=1, echo=True, logprobs=2)
+        answer = await self.api.complete([*prompt, *tokens], max_tokens=1, echo=True, logprobs=top)
         scores = (answer.first.scores or [])[: len(prompt) + len(tokens)]
         if len(scores) != len(prompt) + len(tokens):
             raise Failed(
@@ -98,7 +99,7 @@ def judged(score: TokenScore) -> Judged:
     best, value = score.top[0]
     others = [item for name, item in score.top[1:]]
     gap = value - max(others) if others else 0.0
-    return Judged(score.token, best, score.logprob, max(value - score.logprob, 0.0), gap)
+    return Judged(score.token, best, score.logprob, max(value - score.logprob, 0.0), gap, tuple(score.top))
 
 
 class Judge:

@@ -10,8 +10,17 @@ MODULES = (
     "api",
     "streaming",
     "tokens",
+    "sampling",
+    "logprobs",
+    "numerics",
+    "batching",
+    "prefix",
+    "pressure",
+    "lifecycle",
     "errors",
     "metrics",
+    "memory",
+    "integrity",
 )
 
 

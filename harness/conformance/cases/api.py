@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from harness.conformance.answer import Answer, Choice
-from harness.conformance.case import Failed, Inconclusive, NonStrict, case
+from harness.conformance.case import Failed, Inconclusive, NonStrict, Unsupported, case
 from harness.conformance.context import Context
+from harness.conformance.prompts import Ask
 from harness.conformance.schemas import ARGUMENT_SCHEMAS, OUTPUT_SCHEMAS, shape_faults, validate_json
 
 SPEC = "OpenAI OpenAPI 2026-08-21"
@@ -191,45 +192,49 @@ def check_usage(answer: Answer) -> None:
     "MUST",
     "n choices are n independent continuations with the indices 0 to n-1",
     source=f"{SPEC}: n (1..128)",
-    needs="n sampling",
+    needs="completions sampling",
     kills="F43 F30 F09",
     oracle="structural; returned log-probabilities against a fresh scoring where there is one",
     evidence="continuations long enough that equal ones cannot be chance",
     structural=True,
 )
 async def several_choices(ctx: Context) -> None:
+    reply = await ctx.api.post("/v1/completions", {"prompt": "Hello", "max_tokens": 2, "n": 2})
+    if reply.status is not None and 400 <= reply.status < 500:
+        raise Unsupported(f"n = 2 is refused: {reply.words}")
     asks, parts = [], []
-    for number in range(ctx.size(4, 2)):
+    chance, equal = 1.0, 0
+    for number in range(ctx.size(8, 4)):
         # A prompt that ends inside a block: its last block must be copied before the continuations write to it.
-        ask = ctx.plain_ask(ctx.block + 3 + number, 24, temperature=1.0)
-        answer = await ctx.api.complete(ask.prompt, **ctx.fields(24, n=4, temperature=1.0))
+        ask = Ask(ctx.prompts.uncertain(ctx.rng), 24, fields={"temperature": 1.0})
+        if number % 2:
+            ask = ctx.plain_ask(ctx.block + 3 + number, 24, temperature=1.0)
+        answer = await ctx.api.complete(ask.prompt, **ctx.fields(24, n=8, temperature=1.0))
         indices = [choice.index for choice in answer.choices]
-        ctx.require(sorted(map(str, indices)) == ["0", "1", "2", "3"], f"n=4 gave the indices {indices}")
-        check_distinct(answer)
+        ctx.require(sorted(map(str, indices)) == [str(i) for i in range(8)], f"n=8 gave the indices {indices}")
+        if len({choice.text for choice in answer.choices}) == 1:
+            equal += 1
+            chance *= probability(answer.first) ** 7
         for choice in answer.choices:
             asks.append(ask)
             parts.append(single(answer, choice))
+    ctx.saw(prompts_with_all_equal=equal, chance_of_that=chance)
+    if chance < 1e-6:
+        raise Failed(
+            f"all 8 continuations are equal for {equal} prompts; the chance of that is {chance:.1g}",
+            text=parts[-1].text,
+        )
     if ctx.judge.scorer is not None and ctx.features.has("logprobs", "token_ids"):
-        await ctx.judged(asks, parts, what="the continuations of n=4", least=0)
+        await ctx.judged(asks, parts, what="the continuations of n=8", least=0)
+    if equal == ctx.size(8, 4):
+        raise Inconclusive("every prompt has one near certain continuation, so equal choices prove nothing")
 
 
-def check_distinct(answer: Answer) -> None:
-    """Raises Failed when continuations are equal that chance cannot have made equal."""
-    texts = [choice.text for choice in answer.choices]
-    for place, choice in enumerate(answer.choices):
-        twins = texts.count(choice.text)
-        if twins == 1:
-            continue
-        scores = choice.scores
-        chance = math.exp(sum(score.logprob or 0.0 for score in scores)) if scores else None
-        pairs = len(texts) * (len(texts) - 1) / 2
-        if chance is not None and chance * pairs > 1e-6:
-            raise Inconclusive(
-                f"equal continuations could be chance: their probability is {chance:.2g}", text=texts[place]
-            )
-        if chance is None and twins < len(texts):
-            continue
-        raise Failed(f"{twins} of {len(texts)} sampled continuations are equal: {choice.text[:80]!r}")
+def probability(choice: Choice) -> float:
+    """Probability of a sampled continuation by its own log-probabilities; a half where there are none."""
+    if not choice.scores:
+        return 0.5
+    return min(math.exp(sum(score.logprob or 0.0 for score in choice.scores)), 1.0)
 
 
 def single(answer: Answer, choice: Choice) -> Answer:

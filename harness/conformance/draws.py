@@ -1,0 +1,110 @@
+"""Sampling many first tokens from prompts whose next token is open, beside the distribution that they should follow."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from harness.conformance.answer import Answer
+from harness.conformance.case import Failed, Inconclusive
+from harness.conformance.context import Context
+from harness.conformance.prompts import Prompt
+
+TRIES = 120
+PER_CALL = 64  # choices of one call
+AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPrompt:
+    """A prompt and the probabilities of its next token at temperature 1, best first; a rest may be missing."""
+
+    prompt: Prompt
+    probabilities: dict[str, float]
+
+    @property
+    def ranked(self) -> list[str]:
+        return list(self.probabilities)
+
+    def gap(self, rank: int) -> float:
+        """Nats between the tokens of ranks ``rank`` and ``rank`` + 1 (from 1)."""
+        values = list(self.probabilities.values())
+        return math.log(values[rank - 1] / values[rank]) if len(values) > rank and values[rank] > 0 else math.inf
+
+    def nucleus(self, share: float) -> list[str]:
+        """The fewest best tokens with at least ``share`` together."""
+        total, found = 0.0, []
+        for token, probability in self.probabilities.items():
+            found.append(token)
+            total += probability
+            if total >= share:
+                break
+        return found
+
+
+async def distribution(ctx: Context, prompt: Prompt) -> dict[str, float]:
+    """Next-token probabilities by the reference where there is one, else as the engine itself tells them."""
+    api = ctx.reference or ctx.api
+    answer: Answer | None = None
+    for count in (20, 5):
+        try:
+            answer = await api.complete(prompt, max_tokens=1, logprobs=count)
+            break
+        except Failed:
+            if count == 5:
+                raise
+    scores = answer.first.scores if answer else None
+    if not scores or not scores[0].top:
+        raise Inconclusive("no distribution of the next token is to be had")
+    ctx.stand_on("reference distribution" if api is ctx.reference else "the engine's own log-probabilities")
+    return {token: math.exp(value) for token, value in scores[0].top}
+
+
+async def open_prompts(
+    ctx: Context, count: int, *, low: float = 0.15, high: float = 0.85, gap: float = 0.0
+) -> list[OpenPrompt]:
+    """Prompts whose best token has a probability in ``low`` .. ``high`` and lies ``gap`` nats above the second.
+
+    Raises Inconclusive when the model is too sure of itself for that.
+    """
+    found: list[OpenPrompt] = []
+    for _ in range(TRIES):
+        prompt = ctx.prompts.uncertain(ctx.rng)
+        probabilities = await distribution(ctx, prompt)
+        one = OpenPrompt(prompt, probabilities)
+        best = next(iter(probabilities.values()))
+        plain = all(token.isprintable() or token.isspace() for token in one.ranked[:4])
+        if low <= best <= high and len(probabilities) > 2 and one.gap(1) >= gap and plain:
+            found.append(one)
+        if len(found) == count:
+            return found
+    raise Inconclusive(f"only {len(found)} of {TRIES} prompts leave their next token open; {count} are needed")
+
+
+async def draw(ctx: Context, prompt: Prompt, count: int, **fields: Any) -> Counter[str]:
+    """``count`` sampled first tokens, each from a seed of its own."""
+    per_call = PER_CALL if ctx.features.has("n") else 1
+    gate = asyncio.Semaphore(AT_ONCE if per_call > 1 else 32)
+    tokens: Counter[str] = Counter()
+
+    async def one(number: int) -> None:
+        seed = {"seed": ctx.rng.randrange(2**31)} if ctx.features.has("seed") else {}
+        several = {"n": number} if number > 1 else {}
+        async with gate:
+            body: dict[str, Any] = {"temperature": 1.0, "max_tokens": 1, "logprobs": 1, **seed, **several, **fields}
+            answer = await ctx.api.complete(prompt, **body)
+        for choice in answer.choices:
+            if choice.scores:
+                tokens[choice.scores[0].token] += 1
+
+    sizes = [per_call] * (count // per_call) + ([count % per_call] if count % per_call else [])
+    outcomes = await asyncio.gather(*(one(size) for size in sizes), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    if not tokens:
+        raise Inconclusive("sampled tokens come without log-probabilities, so they cannot be told apart")
+    return tokens
