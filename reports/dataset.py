@@ -127,8 +127,8 @@ def load_level(load: LoadInfo) -> float:
     return float((load.concurrency if load.mode == "closed" else load.rate) or 0)
 
 
-def load_dataset(paths: Sequence[Path]) -> Dataset:
-    """Read and join run directories.
+def load_dataset(paths: Sequence[Path], apart: bool = False) -> Dataset:
+    """Read and join run directories.  ``apart`` keeps the engines of each run to themselves, for comparing runs.
 
     Raises :class:`ReportError` when there is nothing to report or a run is given twice, and ``RunReadError`` when a
     directory cannot be read.
@@ -140,11 +140,12 @@ def load_dataset(paths: Sequence[Path]) -> Dataset:
     for run_id in ids:
         if ids.count(run_id) > 1:
             raise ReportError(f"run {run_id!r} was given twice; name each run directory once")
-    return join(runs)
+    return join(runs, apart)
 
 
-def join(runs: Sequence[Run]) -> Dataset:
-    """One dataset of several runs in memory."""
+def join(runs: Sequence[Run], apart: bool = False) -> Dataset:
+    """One dataset of several runs in memory; see :func:`load_dataset`."""
+    names = [(info.name, run.manifest.run_id) for run in runs for info in run.manifest.engines] if apart else []
     engines: dict[tuple[str, str], Engine] = {}
     cells: list[Cell] = []
     tables = [RunTables(run) for run in runs]
@@ -157,7 +158,9 @@ def join(runs: Sequence[Run]) -> Dataset:
         infos = {info.name: info for info in manifest.engines}
         for info in manifest.cells:
             told = infos.get(info.engine, EngineInfo(name=info.engine, url=""))
-            engine = _same_engine(engines, told, manifest.run_id)
+            engine = (
+                _own_engine(engines, told, one.run, names) if apart else _same_engine(engines, told, manifest.run_id)
+            )
             group = _group_key(info)
             repeat = repeats[engine.label, group] = repeats.get((engine.label, group), -1) + 1
             info = info.model_copy(update={"repeat": repeat})
@@ -173,6 +176,21 @@ def _same_engine(engines: dict[tuple[str, str], Engine], info: EngineInfo, run_i
         label = f"{info.name} ({run_id})" if taken else info.name
         engines[info.name, identity] = Engine(label, len(engines), info)
     return engines[info.name, identity]
+
+
+def _own_engine(
+    engines: dict[tuple[str, str], Engine], info: EngineInfo, run: Run, names: list[tuple[str, str]]
+) -> Engine:
+    """The engine of ``info`` in its own run, named after the run's folder where another run has one of that name."""
+    key = (info.name, run.manifest.run_id)
+    if key not in engines:
+        shared = sum(name == info.name for name, _ in names) > 1
+        folder = run.path.resolve().name
+        label = f"{info.name} ({folder})" if shared else info.name
+        if any(engine.label == label for engine in engines.values()):
+            label = f"{info.name} ({run.manifest.run_id})"
+        engines[key] = Engine(label, len(engines), info)
+    return engines[key]
 
 
 def _group_key(info: CellInfo) -> str:

@@ -53,11 +53,11 @@ def to_csv(data: Dataset, verdict: Verdict) -> str:
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _inert(value) for key, value in record.items()} for record in records)
+    writer.writerows({key: inert(value) for key, value in record.items()} for record in records)
     return out.getvalue()
 
 
-def _inert(value: object) -> object:
+def inert(value: object) -> object:
     """Text that a spreadsheet would run as a formula gets a quote in front."""
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
 

@@ -64,6 +64,7 @@ def engine_facts(engine: Engine) -> list[tuple[str, str]]:
 def machine_words(machine: MachineInfo) -> str:
     """A machine in one line."""
     gpus = [str(gpu.get("name", "GPU")) for gpu in machine.gpus]
+    drivers = dict.fromkeys(f"driver {gpu['driver']}" for gpu in machine.gpus if gpu.get("driver"))
     return ", ".join(
         [
             machine.hostname,
@@ -71,6 +72,7 @@ def machine_words(machine: MachineInfo) -> str:
             f"{machine.cores} cores",
             byte_size(machine.memory_bytes),
             *(gpus or ["no GPU"]),
+            *drivers,
         ]
     )
 
@@ -116,9 +118,14 @@ def fingerprint(data: Dataset) -> list[tuple[str, str]]:
         told.append(f"{engine.label}: {', '.join([what, *notable_settings(engine, data.engines)])}")
     models = dict.fromkeys(model_name(e.info.model) for e in data.engines if e.info.model)
     dtypes = dict.fromkeys(name for e in data.engines if (name := dtype_name(e)))
+    digests: dict[str, dict[str, None]] = {}
+    for cell in data.cells:
+        digests.setdefault(cell.info.workload.name, {})[cell.info.workload.digest[:8]] = None
+    shown = [f"{name} {'/'.join(list(found)[:2])}{' ...' if len(found) > 2 else ''}" for name, found in digests.items()]
     return [
         ("Engines", " · ".join(told) or NULL_TEXT),
         ("Model", f"{', '.join(models) or NULL_TEXT}, {', '.join(dtypes) or 'dtype not stated'}"),
+        ("Requests", ", ".join(shown) or NULL_TEXT),
         ("Seed", ", ".join(dict.fromkeys(str(run.seed) for run in runs))),
         ("Date", ", ".join(dict.fromkeys(date_words(run.created_utc) for run in runs))),
         ("Machine", " / ".join(dict.fromkeys(machine_words(run.machine) for run in runs))),

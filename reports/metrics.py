@@ -43,6 +43,17 @@ ITL = Metric("itl.p50", "ITL p50", "ms", "lower", number, "ITL, ms", "p50")
 UTILISATION = Metric("kv_utilisation", "KV utilisation", "", "higher", percent, "KV memory", "utilisation")
 WASTE = Metric("kv_waste", "KV waste", "", "lower", percent, "KV memory", "waste")
 
+HELD = Metric("tokens_held_per_gib", "Tokens held per GiB", "", "higher", count, "KV memory", "tokens/GiB")
+PER_GIB = Metric(
+    "output_tokens_per_s_per_gib", "Output tokens/s per GiB", "tokens/s", "higher", number, "KV memory", "tok/s/GiB"
+)
+# Percentiles of a latency for curves over the load, the most telling first.
+TTFT_CHOICES = (Metric("ttft.p90", "TTFT p90", "ms", "lower", number, "TTFT, ms", "p90"), TTFT)
+TPOT_CHOICES = (
+    Metric("tpot.p90", "TPOT p90", "ms", "lower", number, "TPOT, ms", "p90"),
+    Metric("tpot.p50", "TPOT p50", "ms", "lower", number, "TPOT, ms", "p50"),
+)
+
 HEADLINES = [RUNNING, THROUGHPUT, TTFT, ITL, UTILISATION, WASTE]
 
 TABLE = [

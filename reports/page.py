@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from reports import fingerprint, shell, tables, tiles
-from reports.charts import bars, latency, memory, timeline
+from reports import compare_tables, fingerprint, shell, tables, tiles
+from reports.charts import bars, latency, load_curve, memory, scatter, timeline
 from reports.charts.figure import Figure
+from reports.correctness import correctness
 from reports.dataset import Cell, Dataset, Engine, Group, load_words
-from reports.metrics import RUNNING, THROUGHPUT, TTFT
+from reports.metrics import HELD, PER_GIB, RUNNING, THROUGHPUT, TPOT_CHOICES, TTFT, TTFT_CHOICES
 from reports.style import LEDGER, POOL, USAGE, series_style
 from reports.verdict import Verdict, plain
 from reports.words import DEFINITIONS, plural
 
 # Groups that get distributions and timelines of their own; beyond that each workload shows its heaviest load.
 MAX_PANELS = 6
+SCATTER_POINTS = 900  # requests drawn as points over the whole page
 PAGE_WIDTH = 1128  # px of the text column on a desktop
 
 
@@ -40,17 +43,49 @@ def level_figures(data: Dataset) -> list[Figure]:
     return [bars.level_figure(data, workload, metric, panel_width(3)) for workload in swept for metric in metrics]
 
 
+def load_curves(data: Dataset) -> list[Figure]:
+    """Latency against throughput, for every workload that ran at several loads."""
+    swept = [workload for workload in data.workloads if len(data.levels(workload)) > 1]
+    latencies = (("ttft", TTFT_CHOICES), ("tpot", TPOT_CHOICES))
+    return [
+        load_curve.curve_figure(data, workload, key, choices, panel_width(2))
+        for workload in swept
+        for key, choices in latencies
+    ]
+
+
+def memory_bars(data: Dataset) -> list[Figure]:
+    """Tokens held and tokens/s per GiB of the pool, where engines tell how large a slot is."""
+    measured = [
+        metric
+        for metric in (HELD, PER_GIB)
+        if any(metric.spread(group, label).values for group in data.groups for label in group.cells)
+    ]
+    return [bars.bar_figure(data, data.groups, metric, panel_width(2)) for metric in measured]
+
+
 def bar_figures(data: Dataset) -> list[Figure]:
     """Bars, for the workloads that ran at one load."""
     flat = [group for group in data.groups if len(data.levels(group.workload)) == 1]
     return [bars.bar_figure(data, flat, metric, panel_width(2)) for metric in (THROUGHPUT, RUNNING)] if flat else []
 
 
-def render_page(data: Dataset, verdict: Verdict, out_dir: Path | None = None, interactive: bool = False) -> str:
-    """The whole page.  ``out_dir`` is the folder it will lie in; raw files are linked when it is the run directory."""
+def render_page(
+    data: Dataset,
+    verdict: Verdict,
+    out_dir: Path | None = None,
+    interactive: bool = False,
+    block_maps: Sequence[Figure] = (),
+) -> str:
+    """The whole page.  ``out_dir`` is the folder it will lie in; raw files are linked when it is the run directory.
+
+    ``interactive`` adds tooltips, zoom and a legend filter.  ``block_maps`` are figures of who held which KV block.
+    """
     groups = shown_groups(data)
     width = panel_width(len(groups))
+    points = SCATTER_POINTS // max(1, len(groups) * len(data.engines))
     ends = {group.key: timeline.end_of(group) for group in groups}
+    changes = compare_tables.sections(data)
     flat = [group for group in data.groups if any(tables.mean_ledger(group, e.label) for e in data.engines)]
     context = {
         "data": data,
@@ -60,11 +95,21 @@ def render_page(data: Dataset, verdict: Verdict, out_dir: Path | None = None, in
         "fingerprint": fingerprint.fingerprint(data),
         "metrics": tables.metrics_shown(data),
         "comparison": tables.comparison(data),
+        "correctness": correctness(data),
+        "changes": changes,
+        "changes_summary": compare_tables.summary(changes),
+        "changes_note": compare_tables.NOTE,
+        "change_columns": compare_tables.COLUMNS,
         "levels": level_figures(data),
+        "curves": load_curves(data),
         "bars": bar_figures(data),
+        "per_gib": memory_bars(data),
         "ttft": [latency.ttft_figure(data, group, width) for group in groups],
         "itl": [latency.itl_figure(data, group, width) for group in groups],
-        "memory": [memory.memory_figure(data, group, width, ends[group.key]) for group in groups],
+        "e2e": [latency.e2e_figure(data, group, width) for group in groups],
+        "requests": [scatter.scatter_figure(data, group, width, points) for group in groups],
+        "block_maps": list(block_maps),
+        "delivered": tables.delivered_rows(data),
         "timelines": [timeline.timeline_figure(data, group, width, ends[group.key]) for group in groups],
         "waste": bars.waste_figure(data, flat, panel_width(1)),
         "waste_rows": tables.waste_rows(data),
@@ -80,7 +125,12 @@ def render_page(data: Dataset, verdict: Verdict, out_dir: Path | None = None, in
         "workloads": fingerprint.workload_facts(data),
         "status": {run.run.manifest.status for run in data.runs},
     }
-    helpers = {"swatch": swatch, "load_title": load_title, "left_out": left_out}
+    helpers = {
+        "swatch": swatch,
+        "load_title": load_title,
+        "left_out": left_out,
+        "change_cells": compare_tables.cells_of,
+    }
     return shell.render_page("report.html.j2", context, interactive, **helpers)
 
 

@@ -197,6 +197,45 @@ def error_rows(data: Dataset) -> list[ErrorRow]:
 
 
 @dataclass(frozen=True)
+class DeliveredRow:
+    """The load that was asked for and the load that the engine really got, in one cell."""
+
+    cell: Cell
+    unit: str
+    asked: str
+    delivered: str
+    share: str
+    sent: str
+
+
+def delivered_rows(data: Dataset) -> list[DeliveredRow]:
+    """Requests in flight or arrivals a second, asked and delivered, between the first and the last request sent."""
+    return [_delivered(cell) for cell in data.cells]
+
+
+def _delivered(cell: Cell) -> DeliveredRow:
+    rows = cell.tables.requests.rows(cell.info.cell_id, ("t_sched", "t_send", "t_done", "warmup"))
+    sched, send, done = (rows[name].astype(np.float64) for name in ("t_sched", "t_send", "t_done"))
+    sent = np.isfinite(send) & ~rows["warmup"].astype(bool)
+    first, last = (send[sent].min(), send[sent].max()) if sent.any() else (0.0, 0.0)
+    load = cell.info.load
+    unit = "requests in flight" if load.mode == "closed" else "requests/s"
+    asked: float | None = load.concurrency if load.mode == "closed" else load.rate
+    found: float | None = None
+    if last > first and load.mode == "closed":
+        whole = sent & np.isfinite(done)
+        inside = np.clip(done[whole], first, last) - np.clip(send[whole], first, last)
+        found = float(inside.sum() / (last - first))
+    elif last > first:
+        found = float((sent.sum() - 1) / (last - first) * 1e9)
+        planned = sched[sent & np.isfinite(sched)]
+        if planned.size > 1 and planned.max() > planned.min():
+            asked = float((planned.size - 1) / (planned.max() - planned.min()) * 1e9)
+    share = percent(found / asked) if found is not None and asked else NULL_TEXT
+    return DeliveredRow(cell, unit, number(asked), number(found), share, f"{int(sent.sum()):,}")
+
+
+@dataclass(frozen=True)
 class ClientRow:
     """What the client measured of itself in one cell, in milliseconds and per cent."""
 

@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry] = {
     "conform": Entry(
         "harness.cli.conform:conform", "Ask whether an engine keeps its promises: the conformance suite.", usage_exit=3
     ),
+    "compare": Entry("harness.cli.compare:compare", "Compare runs metric by metric, with intervals."),
     "report": Entry("harness.cli.report:report", "Rebuild the report of run directories (HTML, Markdown, CSV, JSON)."),
     "emulate": Entry(
         "harness.cli.emulate:emulate", "Serve an engine with exact scripted times, for calibration and tests."

@@ -1,4 +1,4 @@
-"""How latency is distributed: TTFT as the share of requests answered in a time, ITL as the whole percentile curve."""
+"""How latency is distributed: the whole percentile curve of TTFT, ITL and E2E, as HdrHistogram plots it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reports.style import MUTED, SLO
 from reports.words import number
 
 NS_PER_MS = 1e6
-CURVE_POINTS = 64
+CURVE_POINTS = 48
 HEIGHT = 170  # px
 # A percentile is drawn only while at least this many samples lie beyond it.
 BEYOND = 5
@@ -44,6 +44,12 @@ def itl_samples(group: Group, label: str) -> Floats:
     return np.sort(np.concatenate(parts or [np.empty(0)])) / NS_PER_MS
 
 
+def e2e_samples(group: Group, label: str) -> Floats:
+    """Time from sending to the end of the answer of every counted request, the valid repeats pooled [ms]."""
+    parts = [latency(_requests(cell, "t_send", "t_done"), "t_send", "t_done") for cell in group.valid(label)]
+    return np.sort(np.concatenate(parts or [np.empty(0)])) / NS_PER_MS
+
+
 def _requests(cell: Any, *columns: str) -> Any:
     return cell.tables.requests.rows(cell.info.cell_id, (*columns, "ok", "warmup"))
 
@@ -54,45 +60,32 @@ def quantile(ordered: Floats, share: float) -> float:
 
 
 def ttft_figure(data: Dataset, group: Group, width: int) -> Figure:
-    """Share of requests whose first token came within a time, one curve an engine."""
-    samples = _collect(data, group, ttft_samples)
-    shares = np.linspace(0, 1, CURVE_POINTS + 1)
-    rows = [
-        {"engine": e.label, "x": quantile(s, p) if p > 0 else float(s[0]), "y": float(p)}
-        for e, s in samples
-        for p in (shares if s.size > CURVE_POINTS else np.arange(s.size + 1) / s.size)
-    ]
-    marks = [{"engine": e.label, "x": quantile(s, 0.5), "y": 0.5} for e, s in samples]
-    figure_id = f"ttft-{data.groups.index(group)}"
-    low, high = _range(samples)
-    scale, axis = scales.milliseconds(low, high, width - scales.MARGIN, 52)
-
-    def build() -> scales.Layered:
-        x = alt.X("x:Q", scale=scale, axis=axis)
-        y = alt.Y("y:Q", scale=alt.Scale(domain=[0, 1]), axis=_share_axis())
-        return _layers(data, rows, marks, x, y, "step-after", "x", _limit(data, "ttft", high)).properties(
-            width=width - scales.MARGIN, height=HEIGHT
-        )
-
-    title = f"TTFT, {group.title}"
-    description = f"Share of requests (up) whose first token came within a time in ms (across). {_summary(samples)}"
-    return _figure(figure_id, title, description, build, samples, data, group)
+    """The percentile curve of the time to the first token, one curve an engine."""
+    return _curve(data, group, width, "ttft", "TTFT", "Time to the first token", ttft_samples)
 
 
 def itl_figure(data: Dataset, group: Group, width: int) -> Figure:
     """The percentile curve of the gaps between chunks, one curve an engine."""
-    samples = _collect(data, group, itl_samples)
+    return _curve(data, group, width, "itl", "ITL", "Gap between content chunks", itl_samples)
+
+
+def e2e_figure(data: Dataset, group: Group, width: int) -> Figure:
+    """The percentile curve of the time from sending a request to the end of its answer, one curve an engine."""
+    return _curve(data, group, width, "e2e", "E2E", "Time from sending a request to the end of its answer", e2e_samples)
+
+
+def _curve(data: Dataset, group: Group, width: int, key: str, word: str, what: str, read: Samples) -> Figure:
+    samples = _collect(data, group, read)
     rows: list[dict[str, Any]] = []
     marks: list[dict[str, Any]] = []
     for e, s in samples:
         nines = np.linspace(0, np.log10(max(1.0, s.size / BEYOND)), CURVE_POINTS)
-        rows += [{"engine": e.label, "x": float(x), "y": quantile(s, 1 - 10.0**-x)} for x in nines]
+        rows += [{"engine": e.label, "x": round(float(x), 4), "y": _rounded(quantile(s, 1 - 10.0**-x))} for x in nines]
         marks += [
-            {"engine": e.label, "x": -float(np.log10(1 - p)), "y": quantile(s, p)}
+            {"engine": e.label, "x": round(-float(np.log10(1 - p)), 4), "y": _rounded(quantile(s, p))}
             for p in _MARKED
             if s.size * (1 - p) >= BEYOND
         ]
-    figure_id = f"itl-{data.groups.index(group)}"
     low, high = min((r["y"] for r in rows), default=0.0), max((r["y"] for r in rows), default=0.0)
     scale, axis = scales.milliseconds(max(low, 1e-3), high, HEIGHT, 20)
     ticks = [0, *(-float(np.log10(1 - p)) for p in (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999))]
@@ -101,16 +94,21 @@ def itl_figure(data: Dataset, group: Group, width: int) -> Figure:
     def build() -> scales.Layered:
         text = "datum.value < 0.01 ? '0' : format(100 * (1 - pow(10, -datum.value)), '.6~r')"
         across = alt.Axis(title="percentile, each step ten times rarer", values=ticks, labelExpr=text)
-        deepest = max((r["x"] for r in rows), default=1.0)
+        deepest = max((r["x"] for r in rows), default=1.0) or 1.0
         x = alt.X("x:Q", scale=alt.Scale(domain=[0, deepest], nice=False), axis=across)
         y = alt.Y("y:Q", scale=scale, axis=axis)
-        return _layers(data, rows, marks, x, y, "linear", "y", _limit(data, "itl", high)).properties(
+        return _layers(data, rows, marks, x, y, _limit(data, key, high)).properties(
             width=width - scales.MARGIN, height=HEIGHT
         )
 
-    title = f"ITL, {group.title}"
-    description = f"Gap between content chunks in ms (up) at each percentile (across). {_summary(samples)}"
-    return _figure(figure_id, title, description, build, samples, data, group)
+    title = f"{word}, {group.title}"
+    description = f"{what} in ms (up) at each percentile (across). {_summary(samples)}"
+    return _figure(f"{key}-{data.groups.index(group)}", title, description, build, samples, data, group)
+
+
+def _rounded(ms: float) -> float:
+    """Four significant digits: more than a pixel shows."""
+    return float(f"{ms:.4g}")
 
 
 def _collect(data: Dataset, group: Group, read: Samples) -> list[tuple[Engine, Floats]]:
@@ -118,51 +116,39 @@ def _collect(data: Dataset, group: Group, read: Samples) -> list[tuple[Engine, F
     return [(engine, samples) for engine, samples in found if samples.size]
 
 
-def _range(samples: list[tuple[Engine, Floats]]) -> tuple[float, float]:
-    if not samples:
-        return 0.0, 0.0
-    return min(float(s[0]) for _, s in samples), max(float(s[-1]) for _, s in samples)
-
-
-def _share_axis() -> alt.Axis:
-    return scales.side_title(alt.Axis(title="requests answered", format="%", values=[0, 0.25, 0.5, 0.75, 1]))
+def slo_of(data: Dataset, metric: str) -> float | None:
+    """The limit that all runs share on this metric [ms]; null where they have none or differ."""
+    limits = {run.run.manifest.slo[metric] for run in data.runs if metric in run.run.manifest.slo}
+    return limits.pop() if len(limits) == 1 else None
 
 
 def _limit(data: Dataset, metric: str, high: float) -> float | None:
     """The SLO of the run on this metric [ms], where it falls inside the chart."""
-    limits = {run.run.manifest.slo[metric] for run in data.runs if metric in run.run.manifest.slo}
-    limit = limits.pop() if len(limits) == 1 else None
+    limit = slo_of(data, metric)
     return limit if limit is not None and limit <= 1.5 * high else None
 
 
 def _layers(
-    data: Dataset,
-    rows: list[dict[str, Any]],
-    marks: list[dict[str, Any]],
-    x: alt.X,
-    y: alt.Y,
-    interpolate: Any,
-    limit_axis: str,
-    limit: float | None,
+    data: Dataset, rows: list[dict[str, Any]], marks: list[dict[str, Any]], x: alt.X, y: alt.Y, limit: float | None
 ) -> scales.Layered:
     color, dash = scales.color(data.engines), scales.dash(data.engines)
-    lines = alt.Chart(scales.values(rows)).mark_line(strokeWidth=2, interpolate=interpolate, clip=True)
+    lines = alt.Chart(scales.values(rows)).mark_line(strokeWidth=2, clip=True)
     dots = alt.Chart(scales.values(marks)).mark_point(filled=True, size=52, opacity=1)
     layers = [
-        lines.encode(x=x, y=y, color=color, strokeDash=dash, order="y:Q" if limit_axis == "x" else "x:Q"),
+        lines.encode(x=x, y=y, color=color, strokeDash=dash, order="x:Q"),
         dots.encode(x=x, y=y, color=color, shape=scales.shape(data.engines)),
     ]
     if limit is not None:
-        at = alt.Chart(scales.values([{"limit": limit, "text": f"SLO {number(limit)} ms"}]))
-        rule = at.mark_rule(stroke=SLO, strokeDash=[3, 3], strokeWidth=1.5)
-        channel = alt.X("limit:Q") if limit_axis == "x" else alt.Y("limit:Q")
-        layers.append(rule.encode(**{limit_axis: channel}))
-        side: dict[str, Any] = {"align": "right", "dx": -4} if limit_axis == "x" else {"align": "left", "dy": -6}
-        place: dict[str, Any] = {"y": alt.value(HEIGHT - 9)} if limit_axis == "x" else {"x": alt.value(4)}
-        layers.append(
-            at.mark_text(color=MUTED, fontSize=10, **side).encode(text="text:N", **{limit_axis: channel}, **place)
-        )
+        layers += slo_line(limit)
     return alt.layer(*layers)
+
+
+def slo_line(limit: float) -> list[alt.Chart]:
+    """A limit in ms drawn across a chart whose vertical axis is in ms, with its name."""
+    at = alt.Chart(scales.values([{"limit": limit, "text": f"SLO {number(limit)} ms"}]))
+    rule = at.mark_rule(stroke=SLO, strokeDash=[3, 3], strokeWidth=1.5).encode(y=alt.Y("limit:Q"))
+    words = at.mark_text(color=MUTED, fontSize=10, align="left", dy=-6)
+    return [rule, words.encode(text="text:N", y=alt.Y("limit:Q"), x=alt.value(4))]
 
 
 def _summary(samples: list[tuple[Engine, Floats]]) -> str:

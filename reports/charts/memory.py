@@ -8,15 +8,15 @@ import altair as alt
 import numpy as np
 
 from reports.charts import scales
-from reports.charts.figure import Figure, Table, cells, drawn
+from reports.charts.figure import Table, cells
 from reports.columns import Columns, Floats, pivot, thin
 from reports.dataset import Cell, Dataset, Group
 from reports.style import LEDGER, MUTED, POOL, TEXT, USAGE, LedgerWord
 from reports.words import count, plural
 
 NS = 1e9
-POINTS = 72
-STRIP = 92  # px
+POINTS = 60
+STRIP = 80  # px
 NOT_REPORTED = "not reported by this engine"
 
 
@@ -85,40 +85,44 @@ def _window_end(cell: Cell) -> float | None:
     return (float(sent.min()) - cell.origin) / NS + cell.summary.window_s if sent.size else None
 
 
-def memory_figure(data: Dataset, group: Group, width: int, end_s: float) -> Figure:
-    """One strip an engine under ``group``; the time axis ends at ``end_s`` [s] for all of them."""
-    figure_id = f"kv-{data.groups.index(group)}"
+class Found(NamedTuple):
+    """What the engines of a group tell of their KV memory, and what has to be said about it."""
+
+    shown: list[tuple[str, Stack]]
+    notes: list[str]
+
+    @property
+    def tables(self) -> list[tuple[str, Table]]:
+        return [(f"{label}, % of the KV pool", _table(found)) for label, found in self.shown]
+
+    @property
+    def means(self) -> str:
+        return "; ".join(f"{label}: {_means(found)}" for label, found in self.shown)
+
+    def strips(self, width: int, end_s: float) -> list[scales.Layered]:
+        """One strip an engine; the last carries the time axis."""
+        last = len(self.shown) - 1
+        return [_strip(label, found, width, end_s, is_last=i == last) for i, (label, found) in enumerate(self.shown)]
+
+
+def collect(data: Dataset, group: Group) -> Found:
+    """The stacks of the engines of ``group``, of the first valid repeat of each."""
     shown: list[tuple[str, Stack]] = []
     notes: list[str] = []
     merged = 1
     for engine in data.engines:
         valid = group.valid(engine.label)
-        if group.cells.get(engine.label) and not valid:
-            notes.append(f"{engine.label} is INVALID here and not drawn.")
         if not valid:
             continue
         found = stack(valid[0])
         if found is None:
-            notes.append(f"{engine.label}: {NOT_REPORTED}.")
+            notes.append(f"{engine.label}: KV memory {NOT_REPORTED}.")
             continue
         shown.append((engine.label, found))
         merged = max(merged, found.merged)
-    title = f"KV memory, {group.title}"
-    if not shown:
-        return Figure(figure_id, title, "No engine reports its KV memory.", "", notes=notes)
     if merged > 1:
-        notes.append(f"Each point is the mean of up to {plural(merged, 'sample')}.")
-
-    def build() -> alt.VConcatChart:
-        strips = [
-            _strip(label, found, width, end_s, is_last=i == len(shown) - 1) for i, (label, found) in enumerate(shown)
-        ]
-        return alt.vconcat(*strips).properties(spacing=8)
-
-    tables = [(f"{label}, % of the pool", _table(found)) for label, found in shown]
-    means = "; ".join(f"{label}: {_means(found)}" for label, found in shown)
-    description = f"Share of the KV pool by what its slots hold (up) over seconds (across). Means. {means}."
-    return drawn(figure_id, title, description, build, tables, notes)
+        notes.append(f"KV memory: each point is the mean of up to {plural(merged, 'sample')}.")
+    return Found(shown, notes)
 
 
 def _strip(label: str, found: Stack, width: int, end_s: float, is_last: bool) -> scales.Layered:
@@ -136,7 +140,7 @@ def _strip(label: str, found: Stack, width: int, end_s: float, is_last: bool) ->
         title="seconds" if is_last else None, labels=is_last, format=",f", tickCount=5, grid=False, domain=True
     )
     up = scales.side_title(alt.Axis(title=None, format="%", values=[0, 0.5, 1]))
-    # Strips share one colour scale, so each names every word any of them may draw.
+    # Each strip names every word any of them may draw, so that one colour means one thing.
     words = {word.name: word.color for layers in (LEDGER, POOL, USAGE) for word in layers}
     scale = alt.Scale(domain=list(words), range=list(words.values()))
     pool = f", {count(found.pool)} slots" if found.pool is not None else ", share of the pool"

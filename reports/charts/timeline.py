@@ -1,4 +1,4 @@
-"""What happened over time: requests running and waiting, preemptions and tokens/s, all engines on one time axis."""
+"""What happened over time: tokens/s, requests running and waiting, preemptions and KV memory, on one time axis."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from reports.charts import scales
+from reports.charts import memory, scales
 from reports.charts.figure import Figure, Table, cells, drawn
 from reports.columns import Floats, event_rate, pivot, thin
 from reports.dataset import Cell, Dataset, Engine, Group
@@ -15,9 +15,9 @@ from reports.style import SURFACE
 from reports.words import plural
 
 NS = 1e9
-POINTS = 72
-STRIP = 72  # px
-_STRIPS = (("running", "requests running"), ("waiting", "requests waiting"), ("speed", "output tokens/s"))
+POINTS = 60
+STRIP = 64  # px
+_STRIPS = (("speed", "output tokens/s"), ("running", "requests running"), ("waiting", "requests waiting"))
 
 Lines = dict[str, tuple[Floats, Floats]]  # strip -> (t [s], value)
 
@@ -65,7 +65,7 @@ def lines(cell: Cell, end_s: float) -> tuple[Lines, Floats, int]:
 
 
 def timeline_figure(data: Dataset, group: Group, width: int, end_s: float) -> Figure:
-    """Running, waiting and tokens/s of every engine under ``group``."""
+    """Tokens/s, running and waiting of every engine under ``group``, and below them the KV memory of each."""
     figure_id = f"time-{data.groups.index(group)}"
     found: list[tuple[Engine, Lines, Floats]] = []
     notes: list[str] = []
@@ -79,12 +79,14 @@ def timeline_figure(data: Dataset, group: Group, width: int, end_s: float) -> Fi
         strips, preempted, n = lines(valid[0], end_s)
         merged = max(merged, n)
         found.append((engine, strips, preempted))
-        silent = [words for name, words in _STRIPS[:2] if name not in strips]
+        silent = [words for name, words in _STRIPS[1:] if name not in strips]
         if silent:
             notes.append(f"{engine.label}: {' and '.join(silent)} not reported by this engine.")
     title = f"Over time, {group.title}"
     shown = [(name, words) for name, words in _STRIPS if any(name in strips for _, strips, _ in found)]
-    if not shown:
+    held = memory.collect(data, group)
+    notes += held.notes
+    if not shown and not held.shown:
         return Figure(figure_id, title, "Nothing was measured.", "", notes=[*notes, "Nothing was measured."])
     if merged > 1:
         notes.append(f"Running and waiting: each point is the mean of up to {plural(merged, 'sample')}.")
@@ -93,9 +95,10 @@ def timeline_figure(data: Dataset, group: Group, width: int, end_s: float) -> Fi
         notes.append(f"Triangles mark {plural(total, 'moment')} at which the preemption counter rose.")
 
     def build() -> alt.VConcatChart:
-        last = shown[-1][0]
+        last = shown[-1][0] if shown and not held.shown else None
         strips = [_strip(data, name, words, found, width, end_s, name == last) for name, words in shown]
-        return alt.vconcat(*strips).properties(spacing=10)
+        strips += held.strips(width, end_s)
+        return alt.vconcat(*strips).properties(spacing=10).resolve_scale(color="independent")
 
     peaks = [
         f"{engine.label}, {words}: up to {strips[name][1].max():.0f}"
@@ -103,7 +106,9 @@ def timeline_figure(data: Dataset, group: Group, width: int, end_s: float) -> Fi
         for name, words in shown
         if name in strips
     ]
-    description = f"Requests running, requests waiting and output tokens/s over seconds. {'; '.join(peaks)}."
+    description = f"Output tokens/s, requests running and waiting over seconds. {'; '.join(peaks)}."
+    if held.shown:
+        description += f" Below, the share of the KV pool by what its slots hold. Means. {held.means}."
     tables = [
         (f"{words}, {engine.label}", Table(["s", words], list(zip(cells(x, 2), cells(y, 1), strict=True))))
         for name, words in shown
@@ -111,7 +116,7 @@ def timeline_figure(data: Dataset, group: Group, width: int, end_s: float) -> Fi
         if name in strips
         for x, y in [strips[name]]
     ]
-    return drawn(figure_id, title, description, build, tables, notes)
+    return drawn(figure_id, title, description, build, [*tables, *held.tables], notes)
 
 
 def _strip(

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from reports import page
-from reports.charts import bars, figure, latency, memory, scales, svg, timeline
+from reports.charts import bars, figure, latency, load_curve, memory, scales, scatter, svg, timeline
 from reports.charts.figure import Figure
 from reports.dataset import Dataset, Group, load_dataset
-from reports.metrics import RUNNING, THROUGHPUT, TTFT
+from reports.metrics import RUNNING, THROUGHPUT, TTFT, TTFT_CHOICES
 from reports.style import CLASSES
 
 
@@ -33,7 +33,9 @@ def all_figures(data: Dataset, group: Group) -> list[Figure]:
     return [
         latency.ttft_figure(data, group, 360),
         latency.itl_figure(data, group, 540),
-        memory.memory_figure(data, group, 360, timeline.end_of(group)),
+        latency.e2e_figure(data, group, 360),
+        scatter.scatter_figure(data, group, 360, 40),
+        load_curve.curve_figure(data, group.workload, "ttft", TTFT_CHOICES, 540),
         timeline.timeline_figure(data, group, 360, timeline.end_of(group)),
         bars.bar_figure(data, data.groups, THROUGHPUT, 540),
         bars.waste_figure(data, data.groups, 720),
@@ -117,9 +119,9 @@ def test_each_engine_is_drawn_in_the_finest_words_it_tells(crowd: Dataset, hosti
     assert words[hostile] == ["live", "unfilled", "evictable", "unheld"]
     assert words["vllm"] == ["held", "unheld"]
     assert words["llama.cpp"] is None
-    shown = memory.memory_figure(crowd, group, 360, 5.0)
-    assert "llama.cpp: not reported by this engine." in shown.notes
-    assert not any(caption.startswith("llama.cpp") for caption, _ in shown.tables)
+    shown = timeline.timeline_figure(crowd, group, 360, 5.0)
+    assert "llama.cpp: KV memory not reported by this engine." in shown.notes
+    assert not any(caption.startswith("llama.cpp, % of") for caption, _ in shown.tables)
 
 
 def test_an_invalid_cell_is_named_and_not_drawn(crowd: Dataset) -> None:
@@ -149,8 +151,8 @@ def test_preemptions_are_marked_where_the_counter_rose(
 def test_long_series_are_thinned_and_it_is_said(draft: Any, engines: Any, tmp_path: Path) -> None:
     run = draft([engines["paged"]], workloads=["long-output"], requests=40, concurrency=[2])
     data = load_dataset([run.write(tmp_path / "run")])
-    shown = memory.memory_figure(data, data.groups[0], 360, 9.0)
-    assert any(re.fullmatch(r"Each point is the mean of up to \d+ samples\.", note) for note in shown.notes)
+    shown = timeline.timeline_figure(data, data.groups[0], 360, 9.0)
+    assert any(re.fullmatch(r"KV memory: each point is the mean of up to \d+ samples\.", n) for n in shown.notes)
     assert all(len(table.rows) <= memory.POINTS for _, table in shown.tables)
 
 

@@ -88,9 +88,13 @@ def test_demo_page_is_complete_and_self_contained(demo_page: str) -> None:
         "Comparison",
         "Time to first token",
         "Inter-token latency",
-        "KV memory over time",
         "Over time",
-        "The waste, as a sum",
+        "KV memory: the waste, as a sum",
+        "End to end",
+        "Every request",
+        "The load actually delivered",
+        "OUTPUTS AGREE",
+        "no interval from 1+1 repeats",
         "Half-filled last blocks alone would come to",
         "No request failed.",
         "The client's check of itself",
@@ -106,7 +110,7 @@ def test_demo_page_is_complete_and_self_contained(demo_page: str) -> None:
 def test_every_chart_has_a_name_a_description_and_its_data(demo_page: str) -> None:
     figures = re.findall(r"<figure.*?</figure>", demo_page, re.S)
     drawn = [f for f in figures if "<svg" in f]
-    assert len(drawn) == 15
+    assert len(drawn) == 18
     for f in drawn:
         label = re.search(r'role="img" aria-label="([^"]+)"', f)
         assert label is not None
