@@ -15,7 +15,9 @@ from reports.verdict import judge
 FORMATS = {"html": "report.html", "md": "report.md", "csv": "report.csv", "json": "report.json"}
 
 
-def build_report(run_dir: Path | Sequence[Path], out: Path | None = None, format: str = "html") -> Path:
+def build_report(
+    run_dir: Path | Sequence[Path], out: Path | None = None, format: str = "html", interactive: bool = False
+) -> Path:
     """Write a report of ``run_dir`` (several are compared in one report) and return the file's path.
 
     ``out`` is the file to write, by default ``report.<ext>`` in the run directory; several runs have no such place and
@@ -29,7 +31,7 @@ def build_report(run_dir: Path | Sequence[Path], out: Path | None = None, format
             raise ReportError("a report of several runs needs a place to be written to; name the output file")
         out = paths[0] / file_name(format)
     data = load_dataset(paths)
-    write_whole(out, render(data, format, out.parent))
+    write_whole(out, render(data, format, out.parent, interactive))
     return out
 
 
@@ -40,12 +42,13 @@ def file_name(format: str) -> str:
     return FORMATS[format]
 
 
-def render(data: Dataset, format: str = "html", out_dir: Path | None = None) -> str:
-    """A report as text.  ``out_dir`` is the folder it will lie in, for the links to raw data."""
+def render(data: Dataset, format: str = "html", out_dir: Path | None = None, interactive: bool = False) -> str:
+    """A report as text.  ``out_dir`` is the folder it will lie in, for the links to raw data; ``interactive`` is for
+    the page: tooltips, zoom and a legend filter."""
     file_name(format)
     verdict = judge(data)
     if format == "html":
-        return render_page(data, verdict, out_dir)
+        return render_page(data, verdict, out_dir, interactive)
     return {"md": to_markdown, "csv": to_csv, "json": to_json}[format](data, verdict)
 
 

@@ -19,8 +19,8 @@ from reports.verdict import Verdict, plain
 from reports.words import DEFINITIONS, plural
 
 # Groups that get distributions and timelines of their own; beyond that each workload shows its heaviest load.
-MAX_PANELS = 6
-SCATTER_POINTS = 900  # requests drawn as points over the whole page
+MAX_PANELS = 4
+SCATTER_POINTS = 600  # requests drawn as points over the whole page
 PAGE_WIDTH = 1128  # px of the text column on a desktop
 
 
@@ -83,6 +83,7 @@ def render_page(
     """
     groups = shown_groups(data)
     width = panel_width(len(groups))
+    moments = 60 if len(groups) * len(data.engines) <= 6 else 36
     points = SCATTER_POINTS // max(1, len(groups) * len(data.engines))
     ends = {group.key: timeline.end_of(group) for group in groups}
     changes = compare_tables.sections(data)
@@ -110,7 +111,7 @@ def render_page(
         "requests": [scatter.scatter_figure(data, group, width, points) for group in groups],
         "block_maps": list(block_maps),
         "delivered": tables.delivered_rows(data),
-        "timelines": [timeline.timeline_figure(data, group, width, ends[group.key]) for group in groups],
+        "timelines": [timeline.timeline_figure(data, group, width, ends[group.key], moments) for group in groups],
         "waste": bars.waste_figure(data, flat, panel_width(1)),
         "waste_rows": tables.waste_rows(data),
         "errors": tables.error_rows(data),

@@ -28,6 +28,12 @@ def report(
             "[default: report.<format> in the run directory]",
         ),
     ] = None,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive", help="Charts of the page with tooltips, zoom and legend filter (about 1 MB more)."
+        ),
+    ] = False,
 ) -> None:
     """(Re)build the report of one run directory, or one report that compares several.
 
@@ -46,9 +52,9 @@ def report(
         data = load_dataset(run_dirs)
         for format, target in targets.items():
             if target is None:
-                sys.stdout.write(render(data, format))
+                sys.stdout.write(render(data, format, None, interactive))
                 continue
-            write_whole(target, render(data, format, target.parent))
+            write_whole(target, render(data, format, target.parent, interactive))
             typer.echo(target)
     except (RunReadError, ReportError) as error:
         raise CliError(str(error)) from error

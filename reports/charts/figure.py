@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 from altair.utils.schemapi import debug_mode
 
+from reports.charts.interactive import as_script, coloured, enliven
 from reports.charts.svg import ChartError, render
 from reports.columns import Floats
 from reports.style import GRID, MUTED, TEXT
 
 FONT_SIZE = 11
+VEGA_LITE = "application/vnd.vegalite.v6+json"
 VALIDATE = False  # the tests turn this on: each specification is then checked against the Vega-Lite schema
 
 
@@ -35,6 +38,19 @@ class Figure:
     svg: str
     tables: list[tuple[str, Table]] = field(default_factory=list)  # (caption, data)
     notes: list[str] = field(default_factory=list)
+    spec: dict[str, Any] | None = field(default=None, repr=False)  # Vega-Lite, with the placeholder colours of style
+
+    @property
+    def live(self) -> str | None:
+        """The specification for an interactive page as JSON that is safe inside ``<script>``; null without a picture."""
+        return None if self.spec is None or not self.svg else as_script(enliven(self.spec))
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """What a notebook shows: the interactive chart in the light theme, the description where it cannot."""
+        if self.spec is None:
+            return {"text/plain": f"{self.title}: {' '.join(self.notes)}"}
+        told = f"{self.title}. {self.description}"
+        return {VEGA_LITE: json.loads(coloured(json.dumps(enliven(self.spec)), "light")), "text/plain": told}
 
 
 def drawn(
@@ -54,7 +70,7 @@ def drawn(
         svg = render(spec, figure_id)
     except ChartError as error:
         problem = [f"Not drawn: {error}. The data is not affected."]
-    return Figure(figure_id, title, description, svg, list(tables), [*notes, *problem])
+    return Figure(figure_id, title, description, svg, list(tables), [*notes, *problem], spec)
 
 
 def config() -> dict[str, Any]:

@@ -31,47 +31,47 @@ class Stack(NamedTuple):
     window_end: float | None  # end of the measured window [s], over which the means of the tables are taken
 
 
-def stack(cell: Cell) -> Stack | None:
+def stack(cell: Cell, points: int = POINTS) -> Stack | None:
     """What the engine of ``cell`` tells of its KV memory, in the finest words it has; null when it tells nothing."""
     rows = cell.tables.metrics.rows(cell.info.cell_id, ("t", "name", "value"))
-    return _ledger(cell, rows) or _pool(cell, rows) or _usage(cell, rows)
+    return _ledger(cell, rows, points) or _pool(cell, rows, points) or _usage(cell, rows, points)
 
 
-def _ledger(cell: Cell, rows: Columns) -> Stack | None:
+def _ledger(cell: Cell, rows: Columns, points: int) -> Stack | None:
     names = [f"ledger_{word.name}" for word in LEDGER]
     t, series = pivot(rows, names)
     if len(series) < len(names):
         return None
-    return _stacked(cell, LEDGER, t, [series[name] for name in names])
+    return _stacked(cell, LEDGER, t, [series[name] for name in names], points)
 
 
-def _pool(cell: Cell, rows: Columns) -> Stack | None:
+def _pool(cell: Cell, rows: Columns, points: int) -> Stack | None:
     names = ("kv_slots_reserved", "kv_slots_allocated", "kv_slots_live", "kv_slots_evictable")
     t, series = pivot(rows, names)
     if not {"kv_slots_reserved", "kv_slots_allocated", "kv_slots_live"} <= series.keys():
         return None
     reserved, allocated, live = (series[name] for name in names[:3])
     evictable = series.get(names[3], np.zeros_like(live))
-    return _stacked(cell, POOL, t, [live, allocated - live, evictable, reserved - allocated - evictable])
+    return _stacked(cell, POOL, t, [live, allocated - live, evictable, reserved - allocated - evictable], points)
 
 
-def _usage(cell: Cell, rows: Columns) -> Stack | None:
+def _usage(cell: Cell, rows: Columns, points: int) -> Stack | None:
     t, series = pivot(rows, ["kv_usage"])
     if not series:
         return None
     held = np.clip(series["kv_usage"], 0, 1)
-    t, thinned, merged = thin(t, {"held": held}, POINTS)
+    t, thinned, merged = thin(t, {"held": held}, points)
     return Stack(USAGE, (t - cell.origin) / NS, [thinned["held"], 1 - thinned["held"]], None, merged, _window_end(cell))
 
 
-def _stacked(cell: Cell, words: list[LedgerWord], t: Floats, layers: list[Floats]) -> Stack | None:
+def _stacked(cell: Cell, words: list[LedgerWord], t: Floats, layers: list[Floats], points: int) -> Stack | None:
     whole = np.all([np.isfinite(layer) for layer in layers], axis=0)
     total = np.sum(layers, axis=0)
     whole &= total > 0
     if not whole.any():
         return None
     shares = {word.name: np.clip(layer[whole] / total[whole], 0, 1) for word, layer in zip(words, layers, strict=True)}
-    t, shares, merged = thin(t[whole], shares, POINTS)
+    t, shares, merged = thin(t[whole], shares, points)
     named = [shares[word.name] for word in words]
     return Stack(words, (t - cell.origin) / NS, named, float(total[whole].max()), merged, _window_end(cell))
 
@@ -105,7 +105,7 @@ class Found(NamedTuple):
         return [_strip(label, found, width, end_s, is_last=i == last) for i, (label, found) in enumerate(self.shown)]
 
 
-def collect(data: Dataset, group: Group) -> Found:
+def collect(data: Dataset, group: Group, points: int = POINTS) -> Found:
     """The stacks of the engines of ``group``, of the first valid repeat of each."""
     shown: list[tuple[str, Stack]] = []
     notes: list[str] = []
@@ -114,7 +114,7 @@ def collect(data: Dataset, group: Group) -> Found:
         valid = group.valid(engine.label)
         if not valid:
             continue
-        found = stack(valid[0])
+        found = stack(valid[0], points)
         if found is None:
             notes.append(f"{engine.label}: KV memory {NOT_REPORTED}.")
             continue

@@ -19,6 +19,7 @@ _KEEP = {"d", "transform", "x", "y", "x1", "x2", "y1", "y2", "width", "height", 
 _KEEP |= {"stroke-dasharray", "stroke-dashoffset", "fill-opacity", "stroke-opacity", "opacity", "text-anchor"}
 _KEEP |= {"font-size", "font-weight", "clip-path", "id", "cx", "cy", "r", "stroke-linejoin", "stroke-linecap"}
 _DEFAULTS = {"opacity": "1", "stroke-width": "0", "font-weight": "normal", "fill-opacity": "1", "stroke-opacity": "1"}
+_PLACE = re.compile(r"translate\((-?[\d.]+),(-?[\d.]+)\)")
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
@@ -53,6 +54,8 @@ def reduce(svg: str, prefix: str) -> str:
     view_box = root.get("viewBox", "0 0 0 0")
     children = [kept for child in root for kept in _reduce(child, ids) if not _is_backdrop(child)]
     width = view_box.split()[2]
+    for child in children:
+        _share_marks(child, f"{prefix}-m")
     body = "".join(_write(child) for child in children)
     return f'<svg viewBox="{view_box}" width="{width}" aria-hidden="true" focusable="false">{body}</svg>'
 
@@ -81,6 +84,31 @@ def _reduce(element: ElementTree.Element, ids: dict[str, str]) -> list[ElementTr
     reduced.text = element.text
     reduced.extend(children)
     return [reduced]
+
+
+def _share_marks(root: ElementTree.Element, prefix: str) -> None:
+    """Marks that differ in their place only are written once and then used: a scatter shrinks to a third."""
+    first: dict[tuple[tuple[str, str], ...], tuple[ElementTree.Element, tuple[float, float]]] = {}
+    for mark in list(root.iter("path")):
+        place = _PLACE.fullmatch(mark.get("transform", ""))
+        if place is None:
+            continue
+        look = tuple(sorted((key, value) for key, value in mark.attrib.items() if key != "transform"))
+        x, y = float(place[1]), float(place[2])
+        if look not in first:
+            first[look] = (mark, (x, y))
+            continue
+        original, (x0, y0) = first[look]
+        if "id" not in original.attrib:
+            original.set("id", f"{prefix}{len(first)}")
+        mark.tag = "use"
+        mark.attrib.clear()
+        mark.attrib.update({"href": f"#{original.get('id')}", "x": _short(x - x0), "y": _short(y - y0)})
+
+
+def _short(value: float) -> str:
+    text = f"{value:.1f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
 
 
 def _draws(element: ElementTree.Element) -> bool:
@@ -116,8 +144,7 @@ def _attributes(element: ElementTree.Element, ids: dict[str, str]) -> dict[str, 
 
 
 def _rounded(match: re.Match[str]) -> str:
-    text = f"{float(match[0]):.1f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+    return _short(float(match[0]))
 
 
 def _write(element: ElementTree.Element) -> str:

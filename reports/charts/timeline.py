@@ -34,7 +34,7 @@ def end_of(group: Group) -> float:
     return max(ends) or 1.0
 
 
-def lines(cell: Cell, end_s: float) -> tuple[Lines, Floats, int]:
+def lines(cell: Cell, end_s: float, points: int = POINTS) -> tuple[Lines, Floats, int]:
     """The strips of one cell, the times of its preemptions [s], and how many samples a point stands for."""
     rows = cell.tables.metrics.rows(cell.info.cell_id, ("t", "name", "value"))
     t, series = pivot(rows, ("requests_running", "requests_waiting", "preemptions_total"))
@@ -44,7 +44,7 @@ def lines(cell: Cell, end_s: float) -> tuple[Lines, Floats, int]:
     for name, column in (("running", "requests_running"), ("waiting", "requests_waiting")):
         if column in series:
             known = np.isfinite(series[column])
-            at, thinned, n = thin(seconds[known], {name: series[column][known]}, POINTS)
+            at, thinned, n = thin(seconds[known], {name: series[column][known]}, points)
             found[name] = (at, thinned[name])
             merged = max(merged, n)
     preempted = np.empty(0)
@@ -56,7 +56,7 @@ def lines(cell: Cell, end_s: float) -> tuple[Lines, Floats, int]:
     tokens = chunks["tokens"].astype(np.float64)
     # A server that does not say how many tokens a chunk holds is counted in chunks.
     weights = np.where(np.isfinite(tokens), tokens, 1.0)
-    at, rate = event_rate(chunks["t"].astype(np.float64), weights, cell.origin, cell.origin + end_s * NS, POINTS // 2)
+    at, rate = event_rate(chunks["t"].astype(np.float64), weights, cell.origin, cell.origin + end_s * NS, points // 2)
     if at.size:
         last = float(np.flatnonzero(rate)[-1]) if rate.any() else -1.0
         kept = np.arange(at.size) <= last
@@ -64,7 +64,7 @@ def lines(cell: Cell, end_s: float) -> tuple[Lines, Floats, int]:
     return found, preempted, merged
 
 
-def timeline_figure(data: Dataset, group: Group, width: int, end_s: float) -> Figure:
+def timeline_figure(data: Dataset, group: Group, width: int, end_s: float, points: int = POINTS) -> Figure:
     """Tokens/s, running and waiting of every engine under ``group``, and below them the KV memory of each."""
     figure_id = f"time-{data.groups.index(group)}"
     found: list[tuple[Engine, Lines, Floats]] = []
@@ -76,7 +76,7 @@ def timeline_figure(data: Dataset, group: Group, width: int, end_s: float) -> Fi
             notes.append(f"{engine.label} is INVALID here and not drawn.")
         if not valid:
             continue
-        strips, preempted, n = lines(valid[0], end_s)
+        strips, preempted, n = lines(valid[0], end_s, points)
         merged = max(merged, n)
         found.append((engine, strips, preempted))
         silent = [words for name, words in _STRIPS[1:] if name not in strips]
@@ -84,7 +84,7 @@ def timeline_figure(data: Dataset, group: Group, width: int, end_s: float) -> Fi
             notes.append(f"{engine.label}: {' and '.join(silent)} not reported by this engine.")
     title = f"Over time, {group.title}"
     shown = [(name, words) for name, words in _STRIPS if any(name in strips for _, strips, _ in found)]
-    held = memory.collect(data, group)
+    held = memory.collect(data, group, points)
     notes += held.notes
     if not shown and not held.shown:
         return Figure(figure_id, title, "Nothing was measured.", "", notes=[*notes, "Nothing was measured."])
