@@ -33,7 +33,7 @@ def shown_groups(data: Dataset) -> list[Group]:
 
 def panel_width(panels: int) -> int:
     """Width of one figure when ``panels`` of them share a section [px]."""
-    return {0: PAGE_WIDTH - 32, 1: PAGE_WIDTH - 32, 2: 540, 4: 540}.get(panels, 360)
+    return {0: PAGE_WIDTH - 32, 1: PAGE_WIDTH - 32, 2: 526, 4: 526}.get(panels, 336)
 
 
 def level_figures(data: Dataset) -> list[Figure]:
