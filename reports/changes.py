@@ -122,8 +122,13 @@ def change_of(group: Group, metric: Metric, base: Engine, new: Engine) -> Change
     """The change of one metric; None where neither side measured it (unless a side is INVALID, which is told)."""
     a, b = metric.spread(group, base.label), metric.spread(group, new.label)
 
-    def told(verdict: Verdict, *numbers: float | None) -> Change:
-        share, low, high, seen = (*numbers, *[None] * (4 - len(numbers)))
+    def told(
+        verdict: Verdict,
+        share: float | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        seen: float | None = None,
+    ) -> Change:
         return Change(group, metric, base, new, a, b, share, low, high, seen, verdict)
 
     if not group.valid(base.label) or not group.valid(new.label):

@@ -24,9 +24,9 @@ MIN_REQUESTS = 8  # with fewer there is no telling what is usual
 
 
 class Requests(NamedTuple):
-    """The successful measured requests of a cell: schedule index, send time [s], TTFT [ms], E2E [ms], output tokens."""
+    """The successful measured requests of a cell: position in the schedule, send time [s], TTFT [ms], E2E [ms], output tokens."""
 
-    index: Floats
+    position: Floats
     sent: Floats
     ttft: Floats
     e2e: Floats
