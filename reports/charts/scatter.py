@@ -24,7 +24,7 @@ MIN_REQUESTS = 8  # with fewer there is no telling what is usual
 
 
 class Requests(NamedTuple):
-    """The successful measured requests of a cell: position in the schedule, send time [s], TTFT [ms], E2E [ms], output tokens."""
+    """The successful measured requests of a cell.  Units: position in the schedule, s, ms, ms, tokens."""
 
     position: Floats
     sent: Floats
