@@ -52,9 +52,11 @@ def gate(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the order and of the prompts.")] = 0,
     conform: Annotated[
-        bool,
-        typer.Option("--conform", help="Run pagedbench conform on the candidate first; a FAIL there fails the gate."),
-    ] = False,
+        str | None,
+        typer.Option(
+            metavar="CASES", help="First run these conformance cases on the candidate: structural, all, or ids."
+        ),
+    ] = None,
     replay: Annotated[
         Path | None, typer.Option(metavar="GATE.json", help="Judge a stored gate again; must come out the same.")
     ] = None,

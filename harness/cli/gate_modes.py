@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import typer
 from harness.cli.display import LiveDisplay
 from harness.cli.errors import CliError, ExitCode
 from harness.cli.execute import execute
+from harness.cli.gate_conform import conformance
 from harness.engines.errors import RecipeError
 from harness.gate.bench_files import BenchFileError, bench_gate
 from harness.gate.builds import Build, BuildError, Reset, check_recipe, choose_reset, is_drivable, plan_of
@@ -28,7 +27,7 @@ from harness.gate.samples import SampleError
 from harness.gate.thresholds import Thresholds, ThresholdsError
 from harness.gate.words import explain as explain_spec
 from harness.load.plan import PlanError, RunPlan, parse_slo
-from harness.results.gate import GateRecord, VerifiedPart
+from harness.results.gate import GateRecord
 from harness.results.reader import RunReadError
 
 BAD_CONFIG = 3
@@ -61,7 +60,7 @@ class Asked:
     history: Path | None
     reset: Reset | None
     seed: int
-    conform: bool
+    conform: str | None
     replay: Path | None
     pytest_benchmark: list[Path]
     out: Path | None
@@ -181,7 +180,10 @@ def _drive(asked: Asked) -> GateRecord:
         except CliError as error:
             raise RunFailed(str(error), error.code) from error
 
-    checks = [_conform(asked.candidate[0], asked.api_key, display)] if asked.conform else []
+    checks = []
+    if asked.conform is not None:
+        display.note(f"checking the candidate's conformance ({asked.conform})")
+        checks.append(conformance(asked.candidate[0], asked.conform, asked.api_key, folder / "conformance"))
     driver = Driver(
         builds=builds,
         shared=shared,
@@ -199,26 +201,6 @@ def _drive(asked: Asked) -> GateRecord:
         checks=checks,
     )
     return driver.run()
-
-
-def _conform(where: str, api_key: str | None, display: LiveDisplay) -> VerifiedPart:
-    """The conformance suite on the candidate, as a command of its own."""
-    display.note("checking the candidate's conformance")
-    command = [sys.executable, "-m", "harness.cli", "conform", "--engine", f"candidate={where}", "--json"]
-    environment = None if api_key is None else {"PAGEDBENCH_API_KEY": api_key}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_with(environment))
-    if done.returncode not in (0, 1, 2):
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CliError(
-            f"pagedbench conform on the candidate ended with {done.returncode}: {last}", done.returncode or 4
-        )
-    words = {0: "no MUST case failed", 1: "a MUST case failed", 2: "nothing failed, something is inconclusive"}
-    verdict = {0: "PASS", 1: "FAIL", 2: "NOT DECIDED"}[done.returncode]
-    return VerifiedPart.model_validate({"name": "conformance", "verdict": verdict, "detail": words[done.returncode]})
-
-
-def _with(extra: dict[str, str] | None) -> dict[str, str] | None:
-    return None if extra is None else {**os.environ, **extra}
 
 
 def _spec_to_explain(asked: Asked) -> Any:

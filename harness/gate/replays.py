@@ -1,8 +1,9 @@
-"""Replayed A/A gates: ``python -m harness.gate.replays GATE.json... [--gates 300]`` prints JSON.
+"""Replayed gates: ``python -m harness.gate.replays GATE.json... [--gates 300] [--keep-arms]`` prints JSON.
 
 Takes real pairs of one build against itself and plays new gates from them: each draws as many pairs as a gate plans, in a
 new order, and decides by a coin for each pair which of its two runs is called the candidate.  Under "no change" both names
-are equally right, so each replay is a gate that could have happened.
+are equally right, so each replay is a gate that could have happened.  With ``--keep-arms`` the names stay: pairs with a
+known slowdown then give a detection curve.
 """
 
 from __future__ import annotations
@@ -21,15 +22,24 @@ from harness.gate.spending import DEFAULT_LOOKS
 from harness.results.gate import JudgeSpec, PairRecord
 
 
-def replay(pairs: Sequence[PairRecord], spec: JudgeSpec, gates: int, seed: int) -> Counter[str]:
-    """How ``gates`` gates drawn from ``pairs`` come out."""
+def replay(
+    pairs: Sequence[PairRecord], spec: JudgeSpec, gates: int, seed: int, keep_arms: bool = False
+) -> Counter[str]:
+    """How ``gates`` gates drawn from ``pairs`` come out: verdicts, and those by the pairs used ("FAIL after 12").
+
+    Raises ValueError when there are fewer pairs than a gate plans.
+    """
+    if len(pairs) < spec.looks[-1]:
+        raise ValueError(f"a gate plans {spec.looks[-1]} pairs, there are only {len(pairs)} to draw from")
     rng = np.random.default_rng(seed)
     found: Counter[str] = Counter()
     for _ in range(gates):
         chosen = rng.permutation(len(pairs))[: spec.looks[-1]]
-        turned = rng.integers(0, 2, chosen.size)
+        turned = rng.integers(0, 2, chosen.size) * (not keep_arms)
         drawn = [_as(pairs[i], index, bool(turn)) for index, (i, turn) in enumerate(zip(chosen, turned, strict=True))]
-        found[judge(spec, drawn).verdict] += 1
+        result = judge(spec, drawn)
+        found[result.verdict] += 1
+        found[f"{result.verdict} after {result.pairs_used}"] += 1
     return found
 
 
@@ -64,6 +74,7 @@ def main() -> None:
     parser.add_argument("records", type=Path, nargs="+", help="gate.json of A/A gates")
     parser.add_argument("--gates", type=int, default=300, help="gates to replay [count]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep-arms", action="store_true", help="the pairs hold a known change: do not swap names")
     arguments = parser.parse_args()
     records = [read_record(path) for path in arguments.records]
     pairs = [pair for record in records for pair in record.pairs if not pair.is_void]
@@ -75,7 +86,9 @@ def main() -> None:
                 "pairs": len(pairs),
                 "void attempts": sum(pair.is_void for record in records for pair in record.pairs),
                 "gates": arguments.gates,
-                "verdicts": replay(pairs, spec, arguments.gates, arguments.seed),
+                "verdicts": dict(
+                    sorted(replay(pairs, spec, arguments.gates, arguments.seed, arguments.keep_arms).items())
+                ),
                 "run-to-run CV": {key: cv for key, cv in run_to_run_cv(pairs).items() if key in judged},
             },
             indent=1,

@@ -9,7 +9,9 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
+from harness.cli.gate_conform import part_of
 from harness.cli.main import app, main
+from harness.results.conformance import SuiteResult
 from tests.harness.gate.conftest import write_sets
 from tests.harness.gate.test_bench_files import bench_file, rounds
 
@@ -102,6 +104,22 @@ def test_an_unknown_option_is_not_an_inconclusive_gate(monkeypatch: pytest.Monke
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 3
+
+
+def test_the_conformance_part_names_the_must_cases_that_failed() -> None:
+    case = {"family": "STR", "title": "t", "source": "s", "oracle": "o", "reason": "no [DONE]"}
+    results = [
+        {**case, "id": "STR-01", "level": "MUST", "verdict": "FAIL"},
+        {**case, "id": "STR-02", "level": "SHOULD", "verdict": "FAIL"},
+        {**case, "id": "STR-03", "level": "MUST", "verdict": "PASS"},
+    ]
+    engine = {"name": "candidate", "url": "http://x"}
+    suite = SuiteResult.model_validate(
+        {"tool_version": "0", "started": "2026", "seconds": 1.0, "engine": engine, "results": results}
+    )
+    part = part_of(suite, 1)
+    assert part.verdict == "FAIL"
+    assert part.detail == "2 FAIL, 1 PASS; failed: STR-01 (no [DONE])"
 
 
 def test_drives_two_emulators_to_a_verdict(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from harness.gate.foreign import ForeignLoad
 from harness.gate.samples import SampleError
 from harness.gate.thresholds import Thresholds, VoidAsked
 from harness.load.plan import RunPlan
-from harness.results.gate import GateRecord
+from harness.results.gate import GateRecord, VerifiedPart
 from tests.harness.gate.conftest import write_run
 
 BUILDS = (Build("baseline", "recipe:reference"), Build("candidate", "recipe:reference,block_size=32"))
@@ -139,6 +139,17 @@ def test_interrupted_keeps_what_was_measured(tmp_path: Path) -> None:
     assert record.is_interrupted
     assert len(record.pairs) == 2
     assert verdict(record) == "INCONCLUSIVE"
+
+
+def test_a_candidate_that_fails_conformance_is_not_timed(tmp_path: Path) -> None:
+    run = Fake()
+    gate = driver(tmp_path, run)
+    gate.checks.append(VerifiedPart(name="conformance", verdict="FAIL", detail="failed: STR-01"))
+    record = gate.run()
+    assert verdict(record) == "FAIL"
+    assert run.calls == []
+    assert record.result is not None
+    assert "STR-01" in record.result.headline
 
 
 def test_seeds_of_fresh_processes_and_of_servers_that_stay() -> None:
