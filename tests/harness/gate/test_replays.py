@@ -11,7 +11,7 @@ from tests.harness.gate.conftest import noisy_pairs, rule, spec
 def test_equal_pairs_hardly_fail_even_when_one_name_was_always_slower() -> None:
     """The coin decides who is called the candidate, so a bias between the two recorded names cancels."""
     biased = noisy_pairs(60, 0.03, cv=0.01)
-    assert replay(biased, spec(), 100, seed=1)["FAIL"] <= 1
+    assert replay(biased, spec(), 100, seed=1)["FAIL"] <= 4
     assert replay(biased, spec(), 100, seed=1, keep_arms=True)["FAIL"] > 60
 
 
