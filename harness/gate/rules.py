@@ -168,9 +168,16 @@ def finish(
 def _open_question(
     rule: RuleSpec, look: Look, n: int, share: float, bound: float, detectable: float | None, levels: Levels
 ) -> str:
-    if smallest_p(n) > levels.fail[-1] and not math.isfinite(bound):
-        return f"{n} pairs are too few to decide anything; plan at least 12"
-    may = f"may be up to {math.expm1(bound):.1%} worse" if math.isfinite(bound) else "has no bound with so few pairs"
+    """Why a rule is neither failed nor passed, and what could have been seen."""
+    if 0 < levels.fail[-1] < smallest_p(n) and share > rule.limit:
+        needed = next(k for k in range(n, 64) if smallest_p(k) <= levels.fail[-1])
+        return f"{share:.1%} worse, but no p of {n} pairs is small enough to fail a metric of {len(levels.fail)}; plan {needed}"
+    if not math.isfinite(bound):
+        may = "has no bound with so few pairs"
+    elif bound > LOG_CAP / 2:
+        may = "has no bound, because it is zero in some runs"
+    else:
+        may = f"may be up to {math.expm1(bound):.1%} worse"
     seen = f"; a change of {detectable:.1%} or more would have been seen" if detectable is not None else ""
     if look.worse:
         return f"{share:.1%} worse for certain, within the limit of {rule.limit:.1%}, but {may}{seen}"

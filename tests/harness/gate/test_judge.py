@@ -127,6 +127,22 @@ def test_counts_compare_exactly_where_their_ranges_lie_apart(
     assert result.rules[0].method == ("wilcoxon" if verdict == "INCONCLUSIVE" else "exact")
 
 
+def test_too_few_pairs_to_fail_say_how_many_it_takes() -> None:
+    names = ("itl_p50", "ttft_p50", "itl_p90", "ttft_p90", "e2e_p50", "e2e_p90")
+    rules = [rule(name) for name in names]
+    result = judge(spec(*rules, looks=(9,)), noisy_pairs(9, 0.5, names=names))
+    assert result.verdict == "INCONCLUSIVE"
+    assert result.rules[0].reason.endswith("plan 10")
+    assert judge(spec(*rules, looks=(10,)), noisy_pairs(10, 0.5, names=names)).verdict == "FAIL"
+
+
+def test_a_count_that_is_sometimes_zero_has_no_bound() -> None:
+    values = [0.0, 5.0] * 6
+    pairs = [pair(i, {"kv": a}, {"kv": b}) for i, (a, b) in enumerate(zip(values, reversed(values), strict=True))]
+    reason = judge(spec(rule("kv", kind="count"), looks=(12,)), pairs).rules[0].reason
+    assert "zero in some runs" in reason
+
+
 def test_counts_need_six_pairs() -> None:
     pairs = [pair(i, {"kv": 1.0}, {"kv": 2.0}) for i in range(5)]
     assert judge(spec(rule("kv", kind="count"), looks=(5,)), pairs).verdict == "INCONCLUSIVE"
