@@ -131,7 +131,9 @@ class CellRun:
         if plan.arrivals_ns is not None:
             return await open_loop(self._specs, plan.arrivals_ns, self._send, self._stop, monotonic_ns())
         assert plan.load.concurrency is not None
-        return await closed_loop(self._specs, plan.load.concurrency, self._send, self._stop)
+        return await closed_loop(
+            self._specs, plan.load.concurrency, self._send, self._stop, reads_may_wait=self._client.clock is not None
+        )
 
     async def _send(self, position: int, exchange: Exchange) -> None:
         is_warmup = position < len(self._plan.warmup)

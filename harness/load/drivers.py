@@ -13,13 +13,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from harness.load.alarms import Alarms
 from harness.load.exchange import Exchange
 from workloads.request import RequestSpec
 
 monotonic_ns = time.monotonic_ns
-
-# uvloop's timers count whole milliseconds; the rest of the wait is spent polling the network.
-TIMER_SLACK_S = 0.0015
 
 SendOne = Callable[[int, Exchange], Awaitable[None]]  # position in the schedule; the exchange to fill
 
@@ -72,13 +70,16 @@ def followers(requests: Sequence[RequestSpec]) -> dict[int, list[int]]:
     return released
 
 
-async def closed_loop(requests: Sequence[RequestSpec], concurrency: int, send: SendOne, stop: Stop) -> bool:
+async def closed_loop(
+    requests: Sequence[RequestSpec], concurrency: int, send: SendOne, stop: Stop, *, reads_may_wait: bool = False
+) -> bool:
     """Keep ``concurrency`` conversations in flight until the requests are used up or ``stop`` is set.
 
-    A slot holds one conversation at a time, think times included.  Returns whether every request was sent.
+    A slot holds one conversation at a time, think times included.  ``reads_may_wait`` says that bytes keep their true
+    times while others start (the kernel stamps them).  Returns whether every request was sent.
     """
     released = followers(requests)
-    turnstile = Turnstile()
+    turnstile = None if reads_may_wait else Turnstile()
     waiting = deque(position for position, request in enumerate(requests) if request.after is None)
 
     async def slot() -> None:
@@ -90,7 +91,8 @@ async def closed_loop(requests: Sequence[RequestSpec], concurrency: int, send: S
                 if request.after is not None:
                     await asyncio.sleep(request.think_s)
                 exchange = Exchange(request.index, t_ready=monotonic_ns())
-                await turnstile.turn()
+                if turnstile is not None:
+                    await turnstile.turn()
                 await send(position, exchange)
                 turns.extend(released.get(position, ()))
             if turns:
@@ -121,25 +123,19 @@ async def open_loop(
             if not stop.is_set():
                 await converse(later, None)
 
+    alarms = Alarms()
     try:
         async with asyncio.TaskGroup() as group:
             for position, offset in zip(first_turns, arrivals_ns, strict=True):
-                await sleep_until(start_ns + offset)
+                await alarms.sleep_until(start_ns + offset)
                 if stop.is_set():
                     break
                 group.create_task(converse(position, start_ns + offset))
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
+    finally:
+        alarms.close()
     return sent == len(requests)
-
-
-async def sleep_until(t_ns: int) -> None:
-    """Return at or just after the monotonic time ``t_ns``; at once when it is past."""
-    left = (t_ns - monotonic_ns()) / 1e9
-    if left > TIMER_SLACK_S:
-        await asyncio.sleep(left - TIMER_SLACK_S)
-    while monotonic_ns() < t_ns:
-        await asyncio.sleep(0)
 
 
 async def gather_or_cancel(work: Sequence[Awaitable[None]]) -> None:

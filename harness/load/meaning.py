@@ -15,6 +15,8 @@ import orjson
 
 from harness.load.sse import SseEvent
 
+MAX_DONE_BYTES = 32  # of an event that may be [DONE] and blanks
+
 
 class ContentChunk(NamedTuple):
     """A chunk that brought generated tokens.  ``mark`` is the read it came in; ``tokens`` is null when not told."""
@@ -42,7 +44,7 @@ class StreamMeaning:
     def take(self, event: SseEvent) -> None:
         """Take in one event.  Never raises: what cannot be read is noted in ``malformed``."""
         data = event.data
-        if data.strip() == b"[DONE]":
+        if len(data) < MAX_DONE_BYTES and data.strip() == b"[DONE]":
             if self.done:
                 self._malformed("a second [DONE]")
             self.done = True

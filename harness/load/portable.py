@@ -48,6 +48,7 @@ class PortableClient:
         self._verify_tls = verify_tls
         self._headers = header_fields(api_key, headers or {})
         self._turn = 0
+        self.clock = None  # aiohttp's bytes bear no stamps of the kernel
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> PortableClient:

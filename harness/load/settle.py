@@ -9,24 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
 from harness.load.exchange import Exchange, StampSource
 from harness.load.meaning import StreamMeaning, describe_error
-from harness.load.sse import SseParser
+from harness.load.sse import SseParser, whole_events
 from workloads.request import RequestSpec
 
 if TYPE_CHECKING:
     from harness.results.schema import ErrorClass, TokenSource
 
-# Bytes parsed between two looks at the network: some twenty events, about 60 us.
-SLICE_BYTES = 4096
+# Events taken in between two looks at the network, about 0.15 ms.
+SLICE_EVENTS = 50
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkRow:
+class ChunkRow(NamedTuple):
     """A row of ``chunks``, without the cell and the request."""
 
     t: int
@@ -131,18 +130,11 @@ def settle_slowly(
 
 
 def _parse(exchange: Exchange, parser: SseParser, meaning: StreamMeaning) -> Iterator[None]:
-    body = exchange.body
-    start = since = 0
-    for mark, end in enumerate(exchange.ends):
-        while start < end:
-            stop = min(end, start + SLICE_BYTES)
-            for event in parser.feed(body[start:stop], mark):
-                meaning.take(event)
-            since += stop - start
-            start = stop
-            if since >= SLICE_BYTES:
-                since = 0
-                yield
+    take = meaning.take
+    for number, event in enumerate(whole_events(exchange.body, exchange.ends, parser), start=1):
+        take(event)
+        if not number % SLICE_EVENTS:
+            yield
 
 
 def _is_plain_json(exchange: Exchange) -> bool:

@@ -7,7 +7,7 @@ import random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.load.sse import SseEvent, SseParser
+from harness.load.sse import SseEvent, SseParser, whole_events
 
 # Machines that run these tests are busy: no judgement by time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -100,3 +100,30 @@ def test_many_events_in_one_read_and_many_reads_for_one_event() -> None:
     stream = b"".join(b"data: %d\n\n" % i for i in range(n))
     assert [int(data) for data, _ in parse(stream)] == list(range(n))
     assert [int(data) for data, _ in parse(stream, list(range(len(stream))))] == list(range(n))
+
+
+@patient
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(PIECES), st.sampled_from([*ENDS, b"\n\n", b"\n\n", b"\n\n\n"])),
+        min_size=1,
+        max_size=15,
+    ),
+    st.booleans(),
+    st.data(),
+)
+def test_a_whole_body_gives_the_same_events_and_reads_as_feeding_it(
+    lines: list[tuple[bytes, bytes]], bom: bool, data: st.DataObject
+) -> None:
+    body = (b"\xef\xbb\xbf" if bom else b"") + b"".join(piece + end for piece, end in lines)
+    ends = sorted(data.draw(st.lists(st.integers(3 if bom else 0, len(body)), max_size=20)))
+    ends.append(len(body))
+    fed, whole = SseParser(), SseParser()
+    by_read: list[SseEvent] = []
+    start = 0
+    for mark, end in enumerate(ends):
+        by_read += fed.feed(body[start:end], mark)
+        start = end
+    assert list(whole_events(body, ends, whole)) == by_read
+    assert whole.has_partial_event == fed.has_partial_event
+    assert whole.comments == fed.comments
