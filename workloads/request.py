@@ -63,25 +63,43 @@ class RequestSpec:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How requests are released: ``closed`` keeps ``concurrency`` in flight, ``poisson`` draws ``rate`` arrivals/s,
-    ``trace`` sends each request at its own ``at_ns``."""
+    """How requests are released: ``closed`` keeps ``concurrency`` in flight, ``trace`` sends each request at its own
+    ``at_ns``; the others plan ``rate`` arrivals/s: ``poisson``, ``constant`` (equal gaps), ``gamma`` (``burstiness`` is
+    the shape: below 1 in bursts, above 1 smoother), ``ramp`` (Poisson, up or down to ``ramp_to``, in ``ramp_steps``
+    equal stretches or, with 0, in a straight line)."""
 
-    mode: Literal["closed", "poisson", "trace"]
+    mode: Literal["closed", "poisson", "trace", "constant", "gamma", "ramp"]
     concurrency: int | None = None
     rate: float | None = None
+    burstiness: float | None = None
+    ramp_to: float | None = None
+    ramp_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.mode == "closed" and (self.concurrency is None or self.concurrency < 1):
             raise WorkloadError(f"a closed loop needs a concurrency of at least 1, not {self.concurrency}")
-        if self.mode == "poisson" and (self.rate is None or not 0 < self.rate < float("inf")):
-            raise WorkloadError(f"Poisson arrivals need a rate above 0 requests/s, not {self.rate}")
+        if self.mode not in ("closed", "trace") and (self.rate is None or not 0 < self.rate < float("inf")):
+            raise WorkloadError(f"{self.mode} arrivals need a rate above 0 requests/s, not {self.rate}")
+        if self.mode == "gamma" and (self.burstiness is None or not 0 < self.burstiness < float("inf")):
+            raise WorkloadError(f"gamma arrivals need a burstiness above 0, not {self.burstiness}")
+        if self.mode == "ramp" and (self.ramp_to is None or not 0 < self.ramp_to < float("inf")):
+            raise WorkloadError(f"a ramp needs a rate above 0 requests/s to go to, not {self.ramp_to}")
 
     @property
     def label(self) -> str:
-        """Short name for tables and cell ids: ``c8``, ``r2.5`` or ``trace``."""
-        if self.mode == "trace":
-            return "trace"
-        return f"c{self.concurrency}" if self.mode == "closed" else f"r{self.rate:g}"
+        """Short name for tables and cell ids: ``c8``, ``r2.5``, ``r2.5-constant``, ``r2.5-b0.5``, ``r1-to-9``, ``trace``."""
+        match self.mode:
+            case "trace":
+                return "trace"
+            case "closed":
+                return f"c{self.concurrency}"
+            case "constant":
+                return f"r{self.rate:g}-constant"
+            case "gamma":
+                return f"r{self.rate:g}-b{self.burstiness:g}"
+            case "ramp":
+                return f"r{self.rate:g}-to-{self.ramp_to:g}" + (f"-s{self.ramp_steps}" if self.ramp_steps else "")
+        return f"r{self.rate:g}"
 
 
 def digest(requests: Iterable[RequestSpec], arrivals_ns: Iterable[int] | None = None) -> str:

@@ -81,7 +81,7 @@ class LiveDisplay:
         now, tokens = time.monotonic(), progress.tokens
         rate = max(0, tokens - self._last_tokens) / max(1e-9, now - self._last_t)
         self._last_t, self._last_tokens = now, tokens
-        parts = [f"{rate:.0f} tok/s", f"{len(progress.in_flight)} in flight"]
+        parts = [f"{rate:.0f} tok/s", f"{progress.flying} in flight"]
         values = {name: value for scraper in scrapers for name, value in scraper.latest.items()}
         live, reserved = values.get("kv_slots_live"), values.get("kv_slots_reserved")
         if live is not None and reserved:

@@ -13,6 +13,7 @@ from harness.cli.errors import CliError, ExitCode
 from harness.engines.errors import EngineError, RecipeError
 from harness.load.plan import RunPlan
 from harness.load.session import Display, Session
+from harness.load.workers import WorkerError
 from harness.results.schema import Summary
 from harness.results.writer import RunWriteError
 from workloads.request import WorkloadError
@@ -38,7 +39,7 @@ def execute(
         raise CliError(str(error), ExitCode.UNREACHABLE) from error
     except (WorkloadError, CountError) as error:
         raise CliError(str(error)) from error
-    except RunWriteError as error:
+    except (RunWriteError, WorkerError) as error:
         raise CliError(str(error), ExitCode.HARNESS_ERROR) from error
     return summary, session.was_interrupted
 

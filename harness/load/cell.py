@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness.load.client import Client
 from harness.load.dialect import Dialect, Prepared, prepare
 from harness.load.drivers import closed_loop, open_loop
 from harness.load.exchange import Exchange
 from harness.load.history import fill_answers, read_answer, wanted_answers
-from harness.load.lag import LagMonitor, quiet_interpreter
+from harness.load.lag import LagMonitor, own_cpu_s, quiet_interpreter
 from harness.load.progress import Progress
 from harness.load.settle import Rules, settle_slowly
 from workloads.request import Load, RequestSpec
+
+if TYPE_CHECKING:
+    from harness.load.portable import PortableClient
 
 monotonic_ns = time.monotonic_ns
 
@@ -25,6 +28,7 @@ monotonic_ns = time.monotonic_ns
 MAX_FAILURES_IN_A_ROW = 100
 WARM_OPEN_LOOP_CONNECTIONS = 8
 NOTES_A_WRITE = 50
+CPU_PERIOD_NS = 500_000_000
 
 
 class Sink(Protocol):
@@ -65,7 +69,11 @@ class CellOutcome:
 class CellRun:
     """One cell in progress: ``await run()``; ``interrupt()`` ends it early and keeps what was measured."""
 
-    def __init__(self, plan: CellPlan, client: Client, dialect: Dialect, sink: Sink) -> None:
+    def __init__(
+        self, plan: CellPlan, client: Client | PortableClient, dialect: Dialect, sink: Sink, *, label: str = ""
+    ) -> None:
+        """``label`` tells this client's own telemetry from that of others that drive the same cell."""
+        self._label = label
         self.progress = Progress(asked=len(plan.requests))
         self._plan = plan
         self._client = client
@@ -82,6 +90,7 @@ class CellRun:
         self._drive: asyncio.Task[bool] | None = None
         self._settling: asyncio.Queue[tuple[Exchange, Prepared, bool] | None] = asyncio.Queue()
         self._notes: list[dict[str, Any]] = []
+        self._cpu_at = (0, 0.0)  # when the CPU time of this process was last read (ns), and what it was (s)
 
     def interrupt(self) -> None:
         """Cancel what is in flight and send nothing more."""
@@ -89,17 +98,21 @@ class CellRun:
         if self._drive is not None:
             self._drive.cancel()
 
-    async def run(self) -> CellOutcome:
-        """Drive the cell to its end.  Raises what the sink raises (a full disk) after everything has been stopped."""
+    async def run(self, starts_at: Callable[[], Awaitable[int]] | None = None) -> CellOutcome:
+        """Drive the cell to its end.  Raises what the sink raises (a full disk) after everything has been stopped.
+
+        ``starts_at`` is awaited when all is ready and gives the monotonic time (ns) of the start; now, without it.
+        """
         plan = self._plan
         connections = plan.load.concurrency or WARM_OPEN_LOOP_CONNECTIONS
         await self._client.warm(min(connections, max(1, len(self._specs))))
         stale_before = self._client.stale_connections
+        start_ns = monotonic_ns() if starts_at is None else await starts_at()
         lag = LagMonitor(self._on_lag)
         with quiet_interpreter():
             settler = asyncio.create_task(self._settle_all())
             lag.start()
-            self._drive = asyncio.create_task(self._release())
+            self._drive = asyncio.create_task(self._release(start_ns))
             interrupted = False
             sent_all = False
             try:
@@ -117,6 +130,8 @@ class CellRun:
                 await settler
         stale = self._client.stale_connections - stale_before
         self._note("stale_connections", monotonic_ns(), float(stale))
+        if self._client.clock is not None:
+            self._note("clock_steps", monotonic_ns(), float(self._client.clock.steps))
         self._flush_notes()
         failed = self.progress.failures_in_a_row >= MAX_FAILURES_IN_A_ROW
         return CellOutcome(
@@ -126,11 +141,12 @@ class CellRun:
             ran_dry=plan.is_pool and sent_all and not self._timed_out,
         )
 
-    async def _release(self) -> bool:
+    async def _release(self, start_ns: int) -> bool:
         plan = self._plan
         if plan.arrivals_ns is not None:
-            return await open_loop(self._specs, plan.arrivals_ns, self._send, self._stop, monotonic_ns())
+            return await open_loop(self._specs, plan.arrivals_ns, self._send, self._stop, start_ns)
         assert plan.load.concurrency is not None
+        await asyncio.sleep((start_ns - monotonic_ns()) / 1e9)
         return await closed_loop(
             self._specs, plan.load.concurrency, self._send, self._stop, reads_may_wait=self._client.clock is not None
         )
@@ -194,13 +210,25 @@ class CellRun:
 
     def _on_lag(self, t: int, lag_ns: int) -> None:
         self._note("loop_lag_ns", t, float(lag_ns))
+        if self._label and t - self._cpu_at[0] >= CPU_PERIOD_NS:
+            before, cpu_s = self._cpu_at, own_cpu_s()
+            self._cpu_at = (t, cpu_s)
+            if before[0]:
+                self._note("cpu_percent", t, (cpu_s - before[1]) / (t - before[0]) * 1e11)
         if len(self._notes) >= NOTES_A_WRITE:
             with contextlib.suppress(OSError):  # the next request's row meets the same disk and reports it
                 self._flush_notes()
 
     def _note(self, name: str, t: int, value: float) -> None:
         """Remember a row about this client; written in batches."""
-        row = {"cell_id": self._plan.cell_id, "t": t, "source": "client", "name": name, "label": "", "value": value}
+        row = {
+            "cell_id": self._plan.cell_id,
+            "t": t,
+            "source": "client",
+            "name": name,
+            "label": self._label,
+            "value": value,
+        }
         self._notes.append(row)
 
     def _flush_notes(self) -> None:

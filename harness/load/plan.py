@@ -37,6 +37,7 @@ class EngineAsked(PlanModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
     url: str | None = None
+    replicas: list[str] = Field(default_factory=list)  # more servers of the same engine; they take turns with url
     recipe: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     model: str | None = None
@@ -53,6 +54,8 @@ class EngineAsked(PlanModel):
     def _one_way(self) -> EngineAsked:
         if (self.url is None) == (self.recipe is None):
             raise ValueError(f"engine {self.name!r} needs either a url or a recipe")
+        if self.replicas and self.url is None:
+            raise ValueError(f"engine {self.name!r} has replicas but no url")
         return self
 
     @field_validator("url")
@@ -61,6 +64,13 @@ class EngineAsked(PlanModel):
         if url is not None and not url.startswith(("http://", "https://")):
             raise ValueError(f"the URL {url!r} must begin with http:// or https://")
         return url
+
+    @field_validator("replicas")
+    @classmethod
+    def _all_http(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            cls._http(url)
+        return urls
 
 
 class WorkloadAsked(PlanModel):
@@ -134,7 +144,11 @@ class RunPlan(PlanModel):
     engines: list[EngineAsked] = Field(min_length=1)
     workloads: list[WorkloadAsked] = Field(default_factory=lambda: [WorkloadAsked(name="chat")], min_length=1)
     concurrency: list[int] = Field(default_factory=list)  # replaces the workloads' own levels
-    rate: list[float] = Field(default_factory=list)  # requests/s, Poisson; likewise
+    rate: list[float] = Field(default_factory=list)  # requests/s; likewise
+    arrivals: Literal["poisson", "constant", "gamma", "ramp"] = "poisson"  # how a rate is planned
+    burstiness: float = Field(1.0, gt=0)  # gamma: shape; below 1 in bursts
+    ramp_to: float | None = Field(None, gt=0)  # ramp: requests/s at the end
+    ramp_steps: int = Field(0, ge=0)  # ramp: stretches of equal length; 0: a straight line
     duration: float | None = Field(None, gt=0)  # seconds of each cell
     num_requests: int | None = Field(None, ge=1)  # of each cell
     warmup: int = Field(0, ge=0)  # requests before the measured ones
@@ -146,6 +160,9 @@ class RunPlan(PlanModel):
     max_model_len: int | None = Field(None, ge=16)  # tokens; the engines' own limit where not given
     timeouts: TimeoutsAsked = TimeoutsAsked()
     verify_tls: bool = True
+    headers: dict[str, str] = Field(default_factory=dict)  # of every request
+    transport: Literal["native", "aiohttp"] = "native"
+    workers: int = Field(1, ge=1, le=256)  # processes that drive the load
 
     @field_validator("concurrency", "rate", "engines", "workloads", mode="before")
     @classmethod
@@ -181,19 +198,28 @@ class RunPlan(PlanModel):
     def explicit_loads(self) -> tuple[Load, ...]:
         """The load levels that the user named, which then hold for every workload."""
         closed = [Load("closed", concurrency=level) for level in self.concurrency]
-        return (*closed, *(Load("poisson", rate=rate) for rate in self.rate))
+        return (*closed, *(self._planned(rate) for rate in self.rate))
+
+    def _planned(self, rate: float) -> Load:
+        match self.arrivals:
+            case "gamma":
+                return Load("gamma", rate=rate, burstiness=self.burstiness)
+            case "ramp":
+                return Load("ramp", rate=rate, ramp_to=self.ramp_to, ramp_steps=self.ramp_steps)
+        return Load(self.arrivals, rate=rate)
 
     def loads_of(self, workload: Workload) -> tuple[Load, ...]:
         return self.explicit_loads() or workload.loads()
 
 
 def parse_engine(text: str) -> dict[str, Any]:
-    """``NAME=URL`` or ``NAME=recipe:KIND[,key=value...]`` as the fields of :class:`EngineAsked`."""
+    """``NAME=URL[,URL...]`` or ``NAME=recipe:KIND[,key=value...]`` as the fields of :class:`EngineAsked`."""
     name, equals, rest = text.partition("=")
     if not equals or not name or not rest or "://" in name:
         raise PlanError(f"--engine {text!r} should read NAME=URL or NAME=recipe:KIND[,key=value...]")
     if not rest.startswith("recipe:"):
-        return {"name": name, "url": rest}
+        url, *replicas = re.split(r",(?=https?://)", rest)
+        return {"name": name, "url": url, **({"replicas": replicas} if replicas else {})}
     # A comma inside a value is written \, as everywhere that recipes are named.
     kind, *pairs = [part.replace("\0", ",") for part in rest.removeprefix("recipe:").replace("\\,", "\0").split(",")]
     settings: dict[str, str] = {}

@@ -21,6 +21,7 @@ from harness.load.client import STALE_NS, header_fields
 from harness.load.exchange import Exchange
 from harness.load.limits import Overseer, Timeouts
 from harness.load.portable_wire import StampedBody, StampingConnector
+from harness.load.stamps import StampClock
 
 monotonic_ns = time.monotonic_ns
 
@@ -48,7 +49,7 @@ class PortableClient:
         self._verify_tls = verify_tls
         self._headers = header_fields(api_key, headers or {})
         self._turn = 0
-        self.clock = None  # aiohttp's bytes bear no stamps of the kernel
+        self.clock: StampClock | None = None  # aiohttp's bytes bear no stamps of the kernel
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> PortableClient:

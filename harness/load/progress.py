@@ -27,6 +27,11 @@ class Progress:
         """Output tokens so far; those of unfinished answers are estimated by their reads."""
         return self.settled_tokens + sum(len(exchange.stamps) for exchange in tuple(self.in_flight))
 
+    @property
+    def flying(self) -> int:
+        """Requests in flight."""
+        return len(self.in_flight)
+
     def settled(self, record: RequestRecord) -> None:
         self.settled_tokens += record.output_tokens or 0
         if not record.warmup:

@@ -6,11 +6,11 @@ import hashlib
 import math
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from harness.load.plan import RunPlan, WorkloadAsked, workload_parameters
 from harness.results.schema import LoadInfo, WorkloadInfo
-from workloads.arrivals import poisson_arrivals
+from workloads.arrivals import arrivals_of, poisson_arrivals
 from workloads.request import Load, RequestSpec, WorkloadError, digest
 from workloads.tokens import TokenCounter
 from workloads.workload import Workload, climbs, default_count, describe
@@ -39,7 +39,7 @@ class Schedule:
 
     @property
     def load_info(self) -> LoadInfo:
-        return LoadInfo(mode=self.load.mode, concurrency=self.load.concurrency, rate=self.load.rate)
+        return LoadInfo(**asdict(self.load))
 
 
 def derive_seed(*parts: object) -> int:
@@ -108,10 +108,8 @@ def build_schedule(
     are new in every run, so that they warm no measured one.
     """
     seed = derive_seed(plan.seed, key)
-    arrivals = None
-    if load.mode == "poisson":
-        assert load.rate is not None
-        arrivals = poisson_arrivals(load.rate, seed, count=number, duration_s=plan.duration)
+    arrivals = arrivals_of(load, seed, count=number, duration_s=plan.duration)
+    if arrivals is not None:
         number = len(arrivals)
     assert number is not None
     requests = workload.requests(number, seed, counter, max_model_len)

@@ -17,11 +17,14 @@ from harness.engines.probe import Probe
 from harness.load.book import ScheduleBook
 from harness.load.cell import CellPlan, CellRun
 from harness.load.client import Client
+from harness.load.client_options import ClientOptions
 from harness.load.engine_room import ReadyEngine, check_recipes, context_limit, ready_engine, scrapers_of, token_counter
 from harness.load.plan import EngineAsked, FindMax, RunPlan
+from harness.load.portable import PortableClient
 from harness.load.progress import Progress
 from harness.load.schedule import Chapter, Schedule, chapters
 from harness.load.search import MaxSearch, Staircase, requests_to_pass
+from harness.load.workers import WorkersRun
 from harness.results.cells import CellData
 from harness.results.metrics import summarise, summarise_cell
 from harness.results.reader import load_run
@@ -55,7 +58,8 @@ class Cells:
 
     engine: str
     ready: ReadyEngine
-    client: Client
+    client: Client | PortableClient
+    options: ClientOptions  # what it was made of
 
 
 class Session:
@@ -86,7 +90,7 @@ class Session:
             self._writer = RunWriter(out, self._new_manifest(command))
         self._manifest = self._writer.manifest
         self._book: ScheduleBook | None = None
-        self._cell: CellRun | None = None
+        self._cell: CellRun | WorkersRun | None = None
         self._task: asyncio.Task[object] | None = None
         self._interrupted = False
 
@@ -185,15 +189,17 @@ class Session:
                 self._manifest.engines = [known for known in self._manifest.engines if known.name != info.name] + [info]
                 self._writer.save_manifest()
                 await self._open_book(engine.found, stack)
-                client = Client(
-                    info.url,
+                options = ClientOptions(
+                    urls=(info.url, *asked.replicas),
                     api_key=self._api_key,
+                    headers=self._plan.headers,
                     timeouts=self._plan.timeouts.timeouts(),
                     verify_tls=self._plan.verify_tls,
+                    transport=self._plan.transport,
                 )
-                async with client:
+                async with options.make() as client:
                     for chapter in chapters(self._plan):
-                        await self._measure_chapter(chapter, Cells(asked.name, engine, client))
+                        await self._measure_chapter(chapter, Cells(asked.name, engine, client, options))
 
     async def _open_book(self, found: Probe, stack: contextlib.ExitStack) -> None:
         """Have someone count tokens while this engine is measured, and make the schedules that are known ahead."""
@@ -285,7 +291,7 @@ class Session:
         cell_id = f"{cells.engine}.{schedule.key}"
         if self._interrupted or any(cell.cell_id == cell_id for cell in self._manifest.cells):
             return cell_id
-        await self._measure_cell(cells.engine, cells.ready, cells.client, schedule)
+        await self._measure_cell(cells, schedule)
         crash = cells.ready.crash()
         if crash is not None:
             raise LaunchError(crash)
@@ -309,7 +315,14 @@ class Session:
     def _summary_of(self, cell_id: str) -> CellSummary:
         return summarise_cell(self._data_of(cell_id), self._manifest)
 
-    async def _measure_cell(self, name: str, engine: ReadyEngine, client: Client, schedule: Schedule) -> None:
+    def _cell_run(self, plan: CellPlan, cells: Cells) -> CellRun | WorkersRun:
+        """The cell, driven by this process or by workers."""
+        if self._plan.workers == 1:
+            return CellRun(plan, cells.client, cells.ready.dialect, self._writer)
+        return WorkersRun(plan, cells.options, cells.ready.dialect, self._writer.journals, self._plan.workers)
+
+    async def _measure_cell(self, cells: Cells, schedule: Schedule) -> None:
+        name, engine = cells.engine, cells.ready
         cell = CellInfo(
             cell_id=f"{name}.{schedule.key}",
             engine=name,
@@ -328,8 +341,9 @@ class Session:
             duration_s=schedule.duration_s,
             is_pool=schedule.is_pool,
         )
-        run = CellRun(plan, client, engine.dialect, self._writer)
-        scrapers = scrapers_of(engine.found, self._api_key)
+        run = self._cell_run(plan, cells)
+        # Gauges of several servers cannot be read as those of one engine.
+        scrapers = [] if len(cells.options.urls) > 1 else scrapers_of(engine.found, self._api_key)
         self._display.cell_started(cell, run.progress, scrapers)
         self._cell = run
         try:

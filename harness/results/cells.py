@@ -91,6 +91,17 @@ class CellData:
         names = pc.unique(self.metrics["name"]).to_pylist()
         return {name: series for name in names if (series := self.metric(name)) is not None}
 
+    def by_label(self, source: str, name: str) -> dict[str, Series]:
+        """Samples of telemetry apart for each label (pid, device, worker)."""
+        mask = pc.and_(pc.equal(self.system["source"], source), pc.equal(self.system["name"], name))
+        rows = self.system.filter(mask)
+        found: dict[str, Series] = {}
+        for label in pc.unique(rows["label"]).to_pylist():
+            series = _series(rows.filter(pc.equal(rows["label"], label)))
+            if series is not None:
+                found[label] = series
+        return found
+
     def telemetry(self, source: str, name: str) -> Series | None:
         """Samples of process or device telemetry, summed over labels (pids, devices) sampled at the same moment."""
         mask = pc.and_(pc.equal(self.system["source"], source), pc.equal(self.system["name"], name))

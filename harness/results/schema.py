@@ -154,12 +154,15 @@ class WorkloadInfo(Strict):
 
 
 class LoadInfo(Strict):
-    """How requests are released: ``closed`` keeps ``concurrency`` in flight, ``poisson`` draws ``rate`` arrivals a second,
-    ``trace`` follows times that the workload brings."""
+    """How requests are released: ``closed`` keeps ``concurrency`` in flight, ``trace`` follows times that the workload
+    brings, the others plan ``rate`` arrivals a second (see ``workloads.request.Load``)."""
 
-    mode: Literal["closed", "poisson", "trace"]
+    mode: Literal["closed", "poisson", "trace", "constant", "gamma", "ramp"]
     concurrency: int | None = None
-    rate: float | None = None  # requests/s
+    rate: float | None = None  # requests/s; of a ramp, where it begins
+    burstiness: float | None = None  # shape of gamma gaps
+    ramp_to: float | None = None  # requests/s
+    ramp_steps: int = 0
 
 
 class CellInfo(Strict):

@@ -110,6 +110,11 @@ class RunWriter:
         generation = self.manifest.generation
         self._journals = {name: Journal(journal_of(self.path, name, generation)) for name in TABLES}
 
+    @property
+    def journals(self) -> dict[str, Path]:
+        """The files that rows go to now, for processes that append to them too (whole lines at a time)."""
+        return {name: journal_of(self.path, name, self.manifest.generation) for name in TABLES}
+
     def save_manifest(self) -> None:
         """Replace ``run.json`` by the manifest as it is now.  Raises :class:`RunWriteError`."""
         try:

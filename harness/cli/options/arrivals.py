@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,7 +14,22 @@ Concurrency = Annotated[
 ]
 Rate = Annotated[
     list[str] | None,
-    typer.Option("--rate", metavar="R[,R...]", help="Poisson arrivals in requests/s; a cell for each."),
+    typer.Option("--rate", metavar="R[,R...]", help="Planned arrivals in requests/s; a cell for each."),
+]
+Arrivals = Annotated[
+    Literal["poisson", "constant", "gamma", "ramp"] | None,
+    typer.Option("--arrivals", help="How --rate is planned.  [default: poisson]"),
+]
+Burstiness = Annotated[
+    float | None,
+    typer.Option("--burstiness", metavar="SHAPE", help="gamma: below 1 in bursts, 1 as Poisson, above 1 smoother."),
+]
+RampTo = Annotated[
+    float | None, typer.Option("--ramp-to", metavar="R", help="ramp: requests/s at the end; --rate is the start.")
+]
+RampSteps = Annotated[
+    int | None,
+    typer.Option("--ramp-steps", metavar="N", help="ramp: a staircase of N stretches.  [default: 0, a line]"),
 ]
 Duration = Annotated[float | None, typer.Option("--duration", metavar="S", help="Seconds of load for each cell.")]
 NumRequests = Annotated[int | None, typer.Option("--num-requests", metavar="N", help="Measured requests of each cell.")]

@@ -12,7 +12,9 @@ PlanFile = Annotated[
 ]
 Engines = Annotated[
     list[str] | None,
-    typer.Option("--engine", metavar="NAME=WHERE", help="NAME=URL or NAME=recipe:KIND[,key=value...]; repeatable."),
+    typer.Option(
+        "--engine", metavar="NAME=WHERE", help="NAME=URL[,URL...] or NAME=recipe:KIND[,key=value...]; repeatable."
+    ),
 ]
 Workloads = Annotated[
     list[str] | None,

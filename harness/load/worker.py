@@ -1,0 +1,140 @@
+"""A worker process: drives its part of a cell and appends its rows to the run's own journals.
+
+``python -m harness.load.worker`` reads a pickled :class:`Job` from its standard input.  It says ``ready`` on its
+standard output, gets ``start T`` (monotonic ns, the same clock in every process of a machine), then writes a line of
+JSON with its progress every now and then, and at the end one with the outcome.  ``stop`` ends it early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from harness.load.cell import CellPlan, CellRun
+from harness.load.client_options import ClientOptions
+from harness.load.dialect import Dialect
+from harness.load.lag import own_cpu_s
+
+REPORT_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one worker does.  ``journals`` are the files of the tables."""
+
+    number: int
+    plan: CellPlan
+    client: ClientOptions
+    dialect: Dialect
+    journals: Mapping[str, Path]
+
+
+class SharedJournals:
+    """Appends rows to files that other processes append to as well: whole lines, each write in one piece."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = {
+            name: os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) for name, file in files.items()
+        }
+
+    def append(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Raises OSError."""
+        lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+        if lines and os.write(self._files[table], lines) < len(lines):
+            raise OSError("the disk is full")
+
+    def close(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+
+
+def say(document: Mapping[str, Any]) -> None:
+    sys.stdout.buffer.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.buffer.flush()
+
+
+async def work(job: Job) -> None:
+    """The whole of one job."""
+    journals = SharedJournals(job.journals)
+    loop = asyncio.get_running_loop()
+    commands: asyncio.Queue[str] = asyncio.Queue()
+    threading.Thread(target=_listen, args=(loop, commands), daemon=True).start()
+    async with job.client.make() as client:
+        run = CellRun(job.plan, client, job.dialect, journals, label=str(job.number))
+
+        async def starts_at() -> int:
+            say({"ready": True})
+            word, _, t = (await commands.get()).partition(" ")
+            if word != "start":
+                raise asyncio.CancelledError
+            follow.append(asyncio.create_task(_follow(run, commands)))
+            return int(t)
+
+        follow = [asyncio.create_task(_report(run))]
+        try:
+            outcome = await run.run(starts_at)
+        finally:
+            for task in follow:
+                task.cancel()
+    journals.close()
+    say({**_progress(run), "outcome": asdict(outcome), "cpu_s": own_cpu_s()})
+
+
+def _listen(loop: asyncio.AbstractEventLoop, commands: asyncio.Queue[str]) -> None:
+    """Commands from the parent; when it is gone, that is a stop."""
+    for line in sys.stdin.buffer:
+        loop.call_soon_threadsafe(commands.put_nowait, line.decode().strip())
+    loop.call_soon_threadsafe(commands.put_nowait, "stop")
+
+
+async def _follow(run: CellRun, commands: asyncio.Queue[str]) -> None:
+    while await commands.get() != "stop":
+        pass
+    run.interrupt()
+
+
+async def _report(run: CellRun) -> None:
+    while True:
+        await asyncio.sleep(REPORT_S)
+        say(_progress(run))
+
+
+def _progress(run: CellRun) -> dict[str, Any]:
+    progress = run.progress
+    return {
+        "done": progress.done,
+        "failed": progress.failed,
+        "tokens": progress.tokens,
+        "in_flight": len(progress.in_flight),
+        "last_error": progress.last_error,
+    }
+
+
+def main() -> None:
+    job = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
+    try:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(work(job))
+    except OSError as error:
+        say({"error": error.strerror or str(error)})
+    except asyncio.CancelledError:
+        pass
+
+
+if __name__ == "__main__":
+    main()
