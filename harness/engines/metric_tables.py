@@ -51,6 +51,15 @@ SGLANG: Table = {
     "requests_waiting": (Gauge("sglang:num_queue_reqs"),),
     # Not sglang:num_retracted_reqs, which is the latest batch's number and no counter.
     "preemptions_total": (Gauge("sglang:num_retracted_requests_total"),),
+    "recomputed_tokens_total": (
+        Formula(
+            (
+                Gauge("sglang:num_retracted_input_tokens_total"),
+                Gauge("sglang:num_retracted_output_tokens_total"),
+            ),
+            lambda prompt, generated: prompt + generated,
+        ),
+    ),
     "kv_usage": (Gauge("sglang:full_token_usage", "mean"), Gauge("sglang:token_usage", "mean")),
     "kv_slots_reserved": (Gauge("sglang:max_total_num_tokens"),),
     "kv_slots_allocated": (Gauge("sglang:kv_used_tokens"), Gauge("sglang:num_used_tokens")),

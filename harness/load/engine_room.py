@@ -61,6 +61,8 @@ async def ready_engine(
             assert asked.url is not None
             found = await probe(asked.url, api_key, asked.model, name=asked.name)
         info = found.info
+        facts = {"kv_tokens": asked.kv_tokens, "kv_bytes_per_token": asked.kv_bytes_per_token}
+        info.settings.update({name: value for name, value in facts.items() if value is not None})
         note(f"{asked.name}: {info.kind or 'engine'} {info.version or ''} serves {info.model} at {info.url}")
         for finding in found.capabilities.notes:
             note(f"{asked.name}: {finding}")

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from harness.results.cells import CellData, in_flight
+from harness.results.client_memory import fill_client_memory, fill_cost
 from harness.results.measures import measures
 from harness.results.memory import memory_numbers
 from harness.results.reader import Run
@@ -119,7 +120,10 @@ def summarise_cell(data: CellData, manifest: RunManifest) -> CellSummary:
         whole = (info.t_start or window[0], info.t_end or window[1])
         for name, value in memory_numbers(data.metric_series(), window, whole, summary.output_tokens_per_s).items():
             setattr(summary, name, value)
+        settings = next((e.settings for e in manifest.engines if e.name == info.engine), {})
+        fill_client_memory(summary, data, window, settings)
         fill_machine(summary, data, window)
+        fill_cost(summary, data, window, whole)
     summary.prefix_hit_rate = prefix_hit_rate(data)
     summary.validity, summary.reasons = judge(measures(summary, data, window))
     return summary

@@ -96,6 +96,7 @@ METRIC_NAMES: dict[str, str] = {
     "requests_running": "sequences that hold KV and are computed now [1]",
     "requests_waiting": "requests queued [1]",
     "preemptions_total": "preemptions since start [1]",
+    "recomputed_tokens_total": "tokens that preemption made the engine compute again, since start [tokens]",
     "kv_usage": "share of the KV pool that requests hold [0..1]",
     "kv_slots_reserved": "token slots in the pool [tokens]",
     "kv_slots_allocated": "slots of blocks with a holder [tokens]",
@@ -281,6 +282,16 @@ class CellSummary(Strict):
     kv_internal_fragmentation: float | None = None  # (allocated - live) / allocated
     kv_waste: float | None = None  # (reserved-for-later + internal + external) / (pool - cached - free)
     kv_waste_sum: dict[str, float] = Field(default_factory=dict)  # mean share of the pool per ledger word
+    kv_live_source: Literal["engine", "client"] | None = None  # whose count of live tokens kv_utilisation uses
+    kv_sharing: float | None = None  # logical / live, from the engine
+    kv_left_over: float | None = None  # slots still allocated after the last answer
+    client_live_mean: float | None = None  # tokens that the client's running requests held (see client_memory.py)
+    client_live_peak: float | None = None
+    stalls: int | None = None  # gaps in streams that look like preemptions
+    stall_s: float | None = None  # seconds lost in them
+    recomputed_tokens: float | None = None  # computed again after preemptions, from the engine
+    energy_j: float | None = None  # of all devices over the window
+    energy_j_per_output_token: float | None = None
     tokens_held_per_gib: float | None = None
     output_tokens_per_s_per_gib: float | None = None
     prefix_hit_rate: float | None = None

@@ -82,7 +82,7 @@ class Log:
         row = {"cell_id": cell.cell_id, "source": source, "name": name, "label": label}
         self.rows["system"] += [{**row, "t": t, "value": v} for t, v in samples]
 
-    def summaries(self) -> list[CellSummary]:
+    def run(self) -> Run:
         machine = MachineInfo(hostname="h", os="o", cpu="c", cores=2, memory_bytes=1, python="3", packages={})
         manifest = RunManifest(
             run_id="r", created_utc="2026", tool_version="0", command=[], seed=0, slo=self.slo, machine=machine,
@@ -97,7 +97,10 @@ class Log:
             "system": SYSTEM_COLUMNS,
         }
         tables = {name: pa.Table.from_pylist(rows, schema=schemas[name]) for name, rows in self.rows.items()}
-        return summarise(Run(path=Path(), manifest=manifest, summary=None, **tables)).cells
+        return Run(path=Path(), manifest=manifest, summary=None, **tables)
+
+    def summaries(self) -> list[CellSummary]:
+        return summarise(self.run()).cells
 
     def summary(self) -> CellSummary:
         (summary,) = self.summaries()
