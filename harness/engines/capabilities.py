@@ -41,6 +41,7 @@ class Capabilities(BaseModel):
     return_token_ids: bool | None = None
     tokenize: TokenizeDialect | None = None
     metrics: bool = False  # /metrics shows something of our vocabulary
+    metrics_path: str = "/metrics"
     metric_names: list[str] = Field(default_factory=list)
     slots: bool = False  # llama.cpp's /slots
     notes: list[str] = Field(default_factory=list)

@@ -29,6 +29,7 @@ import aiohttp
 import psutil
 
 from harness.engines import guard
+from harness.engines.device_lock import device_held
 from harness.engines.errors import LaunchError
 from harness.engines.installed import require_installed
 from harness.engines.recipe import LaunchPlan, Readiness, Recipe
@@ -234,8 +235,10 @@ async def launched(
     *,
     name: str | None = None,
     ready_timeout_s: float | None = None,
+    share_device: bool = False,
 ) -> AsyncIterator[RunningEngine]:
-    """Run the engine of ``recipe`` for the length of the ``async with`` block.
+    """Run the engine of ``recipe`` for the length of the ``async with`` block, alone on the GPUs unless
+    ``share_device``.
 
     ``settings`` are the recipe's, parsed or as text.  ``name`` (default: the recipe's) names the log file and appears
     in messages.  Raises RecipeError before anything starts, LaunchError when the engine dies or never becomes ready.
@@ -244,6 +247,22 @@ async def launched(
     port = 0 if recipe.readiness.url_in_log else free_port()
     plan = recipe.plan(settings, port)
     await asyncio.to_thread(require_installed, recipe, plan.values)
+    with device_held(name, share=share_device or not uses_gpu(recipe, plan.values)):
+        async with running_engine(recipe, plan, log_dir, name, ready_timeout_s) as engine:
+            yield engine
+
+
+def uses_gpu(recipe: Recipe, values: Mapping[str, Value]) -> bool:
+    """Whether the engine takes GPU memory: by its recipe, or by its setting ``device``."""
+    device = str(values.get("device", ""))
+    return device.startswith("cuda") or (recipe.device == "gpu" and not device.startswith("cpu"))
+
+
+@contextlib.asynccontextmanager
+async def running_engine(
+    recipe: Recipe, plan: LaunchPlan, log_dir: Path, name: str, ready_timeout_s: float | None
+) -> AsyncIterator[RunningEngine]:
+    """The process of a plan, from its start to the end of the last of its children."""
     log_path, log = open_log(log_dir, name, plan)
     started = time.monotonic()
     with log:

@@ -17,7 +17,18 @@ from harness.engines.metrics import kind_of, parse_exposition
 from harness.engines.recipe import Recipe
 from harness.results.schema import EngineInfo
 
-IDENTITY_PATHS = ("/v1/models", "/version", "/metrics", "/props", "/slots", "/info", "/server_info", "/openapi.json")
+OTHER_METRICS = "/prometheus/metrics"  # TensorRT-LLM's, whose /metrics is something else
+IDENTITY_PATHS = (
+    "/v1/models",
+    "/version",
+    "/metrics",
+    OTHER_METRICS,
+    "/props",
+    "/slots",
+    "/info",
+    "/server_info",
+    "/openapi.json",
+)
 OWNERS = {"vllm": "vllm", "llamacpp": "llama.cpp", "sglang": "sglang", "pagedbench": "pagedbench"}
 SETTING_METRICS = ("kv_block_size", "kv_slots_reserved", "kv_pool_bytes")
 
@@ -58,7 +69,11 @@ async def probe(
         model = model or text_of(entry, "id") or text_of(replies["/info"].mapping(), "model_id") or fallback_model
         api = ApiProbe(asker, model, timeout_s)
         note_failures(replies, api.found)
-        values = read_metrics(replies["/metrics"], api.found)
+        metrics = replies["/metrics"]
+        if kind_of(metrics.text) is None and kind_of(replies[OTHER_METRICS].text) is not None:
+            metrics, api.found.metrics_path = replies[OTHER_METRICS], OTHER_METRICS
+            replies["/metrics"] = metrics
+        values = read_metrics(metrics, api.found)
         api.found.slots = isinstance(replies["/slots"].json(), list) and replies["/slots"].ok
         if generate:
             await api.run()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -79,6 +79,7 @@ class Recipe(Strict):
     name: str
     summary: str
     kind: str | None = None  # what the probe would call it: "pagedbench", "vllm", "llama.cpp" ...
+    device: Literal["cpu", "gpu"] = "cpu"  # gpu: only one such engine at a time, unless told otherwise
     install: str | None = None  # how to get it, for people
     python: Environment | None = None  # engines that live in a Python environment
     program: str | None = None  # engines that are a program on PATH

@@ -55,7 +55,9 @@ async def ready_engine(
         if asked.recipe is not None:
             note(f"starting {asked.name} ({asked.recipe})")
             recipe = find(asked.recipe)
-            running = await stack.enter_async_context(launched(recipe, asked.settings, logs, name=asked.name))
+            running = await stack.enter_async_context(
+                launched(recipe, asked.settings, logs, name=asked.name, share_device=asked.share_device)
+            )
             found = await probe_launched(running, recipe)
         else:
             assert asked.url is not None
@@ -78,7 +80,7 @@ def scrapers_of(found: Probe, api_key: str | None) -> list[Scraper]:
     """What the engine tells about itself: ``/metrics``, and the ``/slots`` of llama.cpp."""
     scrapers = []
     if found.capabilities.metrics:
-        scrapers.append(Scraper(found.info.url, api_key=api_key))
+        scrapers.append(Scraper(found.info.url, path=found.capabilities.metrics_path, api_key=api_key))
     if found.capabilities.slots:
         pool = found.info.settings.get("kv_tokens")
         parse = functools.partial(parse_slots, pool_tokens=pool if isinstance(pool, int) else None)

@@ -42,6 +42,7 @@ class EngineAsked(PlanModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     model: str | None = None
     extra_body: dict[str, Any] = Field(default_factory=dict)
+    share_device: bool = False  # launch although another engine of ours is on the GPUs
     kv_tokens: int | None = Field(None, ge=1)
     kv_bytes_per_token: int | None = Field(None, ge=1)
 

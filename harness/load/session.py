@@ -348,6 +348,8 @@ class Session:
         self._cell = run
         try:
             devices = self._devices
+            if engine.pids is not None:
+                devices.pids = engine.pids
             async with Watch(
                 cell.cell_id, self._writer.append, scrapers=scrapers, pids=engine.pids, devices=devices
             ) as watch:
@@ -357,6 +359,7 @@ class Session:
         cell.t_start, cell.t_end, cell.status = outcome.t_start, outcome.t_end, outcome.status
         if outcome.ran_dry:
             cell.workload.parameters["schedule"]["ran_dry"] = True
+        self._manifest.machine.gpus = [dict(device) for device in self._devices.devices]
         self._writer.save_manifest()
         self._display.cell_ended(cell, run.progress)
         if watch.error is not None:
