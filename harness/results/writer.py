@@ -35,7 +35,6 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._file: BinaryIO = path.open("ab", buffering=0)
-        self._end = self._file.tell()
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows and hand them to the operating system, which keeps them if this process dies.
@@ -44,15 +43,20 @@ class Journal:
         """
         lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
         with self._lock:
+            written = 0
             try:
-                written = self._file.write(lines)
                 while written < len(lines):
                     written += self._file.write(lines[written:])
             except OSError:
-                with contextlib.suppress(OSError):
-                    self._file.truncate(self._end)
+                self._take_back(written)
                 raise
-            self._end += len(lines)
+
+    def _take_back(self, written: int) -> None:
+        """Remove the start of a write that a full disk cut short, unless another process has written since."""
+        with contextlib.suppress(OSError):
+            end = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
+            if written and os.fstat(self._file.fileno()).st_size == end:
+                self._file.truncate(end - written)
 
     def close(self) -> None:
         self._file.close()

@@ -62,7 +62,7 @@ def test_every_setting_of_our_recipes_reaches_the_engine(name: str, tmp_path: Pa
     for key, setting in recipe.settings.items():
         if key in ("program", "model"):
             continue
-        value = samples[setting.type]
+        value = setting.choices[0] if setting.choices else samples[setting.type]
         if setting.type == "bool" and (setting.default or not setting.flag):
             value = False
         plain = recipe.plan(base, 1234)

@@ -123,3 +123,28 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_written(tmp_path: Path) 
     journal._file = kept
     writer.close()
     assert load_run(tmp_path / "run").requests.num_rows == 1
+
+
+def test_a_line_that_a_full_disk_cuts_short_is_taken_back(tmp_path: Path) -> None:
+    code = f"""
+import importlib.util, resource, signal, sys
+spec = importlib.util.spec_from_file_location("t", {__file__!r}); t = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(t)
+from pathlib import Path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+writer = t.RunWriter(Path({str(tmp_path / "run")!r}), t.manifest())
+writer.append("requests", [t.request_row(0)])
+size = Path({str(tmp_path / "run" / "requests.jsonl")!r}).stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, resource.RLIM_INFINITY))
+try:
+    writer.append("requests", [t.request_row(1)])
+except t.RunWriteError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+writer.append("requests", [t.request_row(2)])
+writer.close()
+"""
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert "what was written so far is kept" in done.stdout, done.stderr
+    assert load_run(tmp_path / "run").requests["request_index"].to_pylist() == [0, 2]
