@@ -1,0 +1,154 @@
+"""kill -9 at any moment, of the harness or of the engine: every request that had finished a second before is there, and
+the run says how it ended.
+
+The server is a process of its own that logs when each answer ended, so that what must be there is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.results.metrics import summarise
+from harness.results.reader import load_run
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@contextlib.contextmanager
+def emulator(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    command = [sys.executable, "-m", "harness.cli", "emulate", "--port", "0", *options]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    try:
+        for line in child.stdout:
+            if "listening on" in line:
+                break
+        yield line.split("listening on")[1].strip(), child
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def start_run(url: str, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "harness.cli", "run", "--engine", f"a={url}", "--no-report", "--out", str(out)]
+    command += ["--workload", "concurrency:input=8,output=5,levels=8", "--num-requests", "1500", *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+
+
+def wait_for_rows(out: Path, process: subprocess.Popen[bytes], count: int = 20) -> None:
+    journal = out / "requests.jsonl"
+    deadline = time.monotonic() + 60
+    while not journal.exists() or journal.read_bytes().count(b"\n") < count:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def kill_once(url: str, out: Path, after_s: float) -> None:
+    """Kill the harness ``after_s`` after its first rows; look at what is left."""
+    child = start_run(url, out)
+    wait_for_rows(out, child)
+    time.sleep(after_s)
+    before = time.monotonic_ns()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    run = load_run(out)
+    assert run.manifest.status == "killed"
+    assert "killed" in (run.manifest.ended or "")
+    assert [cell.status for cell in run.manifest.cells] == ["killed"]
+    done = run.requests["t_done"].to_numpy()
+    assert run.requests.num_rows >= 20
+    # 8 at once, some 60 ms each: whatever ended up to a second before is there, so the newest row is no older.
+    assert before - done.max() < 1_000_000_000
+    # Requests are numbered as they are sent; of those sent a second ago none may be missing.
+    indices = sorted(index for index in run.requests["request_index"].to_pylist() if index >= 0)
+    old = [i for i, t in zip(run.requests["request_index"].to_pylist(), done.tolist(), strict=True) if before - t > 1e9]
+    missing = set(range(max(old, default=-1) - 8)) - set(indices)
+    assert not missing
+    assert summarise(run).cells[0].requests_ok == sum(run.requests["ok"].to_pylist())
+
+
+def test_a_killed_harness_loses_nothing(tmp_path: Path) -> None:
+    with emulator("--ttft-ms", "20", "--itl-ms", "10") as (url, _):
+        kill_once(url, tmp_path / "run", random.random() / 2)
+
+
+@pytest.mark.slow
+def test_a_harness_killed_at_fifty_moments_loses_nothing(tmp_path: Path) -> None:
+    with emulator("--ttft-ms", "20", "--itl-ms", "10") as (url, _):
+        for number in range(50):
+            kill_once(url, tmp_path / f"run-{number}", random.random() * 1.5)
+
+
+def test_a_killed_engine_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "harness.cli", "run", "--no-report", "--out", str(out), "--num-requests", "1500"]
+    command += [
+        "--engine",
+        "a=recipe:emulator,ttft_ms=20,itl_ms=10",
+        "--workload",
+        "concurrency:input=8,output=5,levels=8",
+    ]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    wait_for_rows(out, child)  # type: ignore[arg-type]
+    engine = engine_of(child.pid)
+    os.kill(engine, signal.SIGKILL)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 3, said
+    assert "engine 'a' was killed by SIGKILL" in said
+    assert "Traceback" not in said
+    run = load_run(out)
+    assert run.manifest.status == "failed"
+    assert "SIGKILL" in (run.manifest.ended or "")
+    assert run.summary is not None
+    assert run.summary.cells[0].validity == "INVALID"
+    assert run.requests.num_rows >= 20
+    assert (out / "logs" / "a.log").read_text().startswith("$ ")
+
+
+def engine_of(harness: int) -> int:
+    """Pid of the engine that a harness has launched."""
+    import psutil
+
+    for child in psutil.Process(harness).children(recursive=True):
+        if "emulate" in child.cmdline():
+            return child.pid
+    raise AssertionError("no engine was launched")
+
+
+def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with emulator("--ttft-ms", "5", "--itl-ms", "2") as (url, _):
+        plan: dict[str, Any] = {
+            "engines": [f"a={url}"],
+            "workloads": [{"name": "concurrency", "parameters": {"input": 8, "output": 4, "levels": [1, 2]}}],
+            "num_requests": 60,
+        }
+        (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+        command = [sys.executable, "-m", "harness.cli", "run", "--no-report"]
+        child = subprocess.Popen(
+            [*command, str(tmp_path / "plan.yaml"), "--out", str(out)], stdout=subprocess.DEVNULL, cwd=ROOT
+        )
+        wait_for_rows(out, child, 80)  # the second cell has begun
+        child.kill()
+        child.wait()
+        assert [cell.status for cell in load_run(out).manifest.cells] == ["complete", "killed"]
+        done = subprocess.run([*command, "--resume", str(out)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode in (0, 5), done.stderr
+    run = load_run(out)
+    assert run.manifest.status == "complete"
+    assert run.requests.num_rows == 120
+    assert {cell.status for cell in run.manifest.cells} == {"complete"}
