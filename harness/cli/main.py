@@ -162,6 +162,7 @@ EXTRAS = {
     "altair": "report",
     "vl_convert": "report",
     "triton": "gpu",
+    "ray": "ray",
     "ruptures": "gate",
 }
 

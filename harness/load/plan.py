@@ -12,12 +12,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.load.limits import Timeouts
+from harness.load.ray_address import parse_workers
 from harness.load.search import MaxSearch
 from workloads.registry import make_workload, parse_workload
 from workloads.request import Load, WorkloadError
 from workloads.workload import Workload, parameters, split_spec
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+MAX_WORKERS = 256
 SLO_METRICS = ("ttft", "tpot", "e2e")
 
 
@@ -163,12 +165,23 @@ class RunPlan(PlanModel):
     verify_tls: bool = True
     headers: dict[str, str] = Field(default_factory=dict)  # of every request
     transport: Literal["native", "aiohttp"] = "native"
-    workers: int = Field(1, ge=1, le=256)  # processes that drive the load
+    workers: int | str = Field(1)  # processes that drive the load, or ray[://HOST:PORT][,N]
 
     @field_validator("concurrency", "rate", "engines", "workloads", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return value if isinstance(value, list) else [value]
+
+    @field_validator("workers", mode="after")
+    @classmethod
+    def _known_workers(cls, workers: int | str) -> int | str:
+        if isinstance(workers, str) and workers.strip().isdigit():
+            workers = int(workers)
+        if isinstance(workers, str):
+            parse_workers(workers)
+        elif not 1 <= workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be 1 to {MAX_WORKERS}, or ray[://HOST:PORT][,N], not {workers}")
+        return workers
 
     @field_validator("slo", mode="after")
     @classmethod

@@ -22,6 +22,7 @@ from harness.load.engine_room import ReadyEngine, check_recipes, context_limit, 
 from harness.load.plan import EngineAsked, FindMax, RunPlan
 from harness.load.portable import PortableClient
 from harness.load.progress import Progress
+from harness.load.ray_team import RayRun
 from harness.load.schedule import Chapter, Schedule, chapters
 from harness.load.search import MaxSearch, Staircase, requests_to_pass
 from harness.load.workers import WorkersRun
@@ -90,7 +91,7 @@ class Session:
             self._writer = RunWriter(out, self._new_manifest(command))
         self._manifest = self._writer.manifest
         self._book: ScheduleBook | None = None
-        self._cell: CellRun | WorkersRun | None = None
+        self._cell: CellRun | WorkersRun | RayRun | None = None
         self._task: asyncio.Task[object] | None = None
         self._interrupted = False
 
@@ -315,10 +316,12 @@ class Session:
     def _summary_of(self, cell_id: str) -> CellSummary:
         return summarise_cell(self._data_of(cell_id), self._manifest)
 
-    def _cell_run(self, plan: CellPlan, cells: Cells) -> CellRun | WorkersRun:
+    def _cell_run(self, plan: CellPlan, cells: Cells) -> CellRun | WorkersRun | RayRun:
         """The cell, driven by this process or by workers."""
         if self._plan.workers == 1:
             return CellRun(plan, cells.client, cells.ready.dialect, self._writer)
+        if isinstance(self._plan.workers, str):
+            return RayRun(plan, cells.options, cells.ready.dialect, self._writer, self._plan.workers)
         return WorkersRun(plan, cells.options, cells.ready.dialect, self._writer.journals, self._plan.workers)
 
     async def _measure_cell(self, cells: Cells, schedule: Schedule) -> None:

@@ -44,7 +44,8 @@ class NvmlSampler:
             except ImportError:
                 self.reason = "nvidia-ml-py is not installed"
                 return
-        self._nvml = nvml
+        assert nvml is not None
+        self._nvml: Any = nvml
         try:
             nvml.nvmlInit()
             driver = _text(nvml.nvmlSystemGetDriverVersion())

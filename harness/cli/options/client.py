@@ -17,8 +17,12 @@ Header = Annotated[
     typer.Option("--header", metavar="NAME:VALUE", help="Header of every request; repeatable; is stored in the run."),
 ]
 Workers = Annotated[
-    int | None,
-    typer.Option("--workers", metavar="N", help="Processes that drive the load; the schedule is one.  [default: 1]"),
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N|ray[://HOST:PORT][,N]",
+        help="Processes that drive the load, here or on a Ray cluster; the schedule is one.  [default: 1]",
+    ),
 ]
 Transport = Annotated[
     Literal["native", "aiohttp"] | None,
