@@ -20,6 +20,15 @@ from typing import Any
 Row = dict[str, Any]
 
 
+def installed_nvml() -> Any | None:
+    """The module ``pynvml`` of the distribution nvidia-ml-py."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    return pynvml
+
+
 def no_pids() -> Sequence[int]:
     """For engines that were not launched by us."""
     return ()
@@ -39,12 +48,10 @@ class NvmlSampler:
         self._handles: list[Any] = []
         self._seen_ours: set[int] = set()  # devices on which NVML has shown a process of ours
         if nvml is None:
-            try:
-                import pynvml as nvml
-            except ImportError:
-                self.reason = "nvidia-ml-py is not installed"
-                return
-        assert nvml is not None
+            nvml = installed_nvml()
+        if nvml is None:
+            self.reason = "nvidia-ml-py is not installed"
+            return
         self._nvml: Any = nvml
         try:
             nvml.nvmlInit()
