@@ -41,6 +41,8 @@ def serve(
     cuda_graphs: Annotated[bool, typer.Option(help=HELP["cuda_graphs"])] = DEFAULT.cuda_graphs,
     overlap: Annotated[bool, typer.Option(help=HELP["overlap"])] = DEFAULT.overlap,
     deterministic: Annotated[bool, typer.Option("--deterministic", help=HELP["deterministic"])] = DEFAULT.deterministic,
+    inject_fault: Annotated[list[str] | None, typer.Option(help=HELP["inject_fault"], metavar="ID[:k=v,...]")] = None,
+    benign: Annotated[list[str] | None, typer.Option(help=HELP["benign"], metavar="ID[:k=v,...]")] = None,
     threads: Annotated[int | None, typer.Option(help=HELP["threads"])] = None,
 ) -> None:
     """Serve a model with the reference engine (OpenAI API).
@@ -75,6 +77,8 @@ def serve(
             cuda_graphs=cuda_graphs,
             overlap=overlap,
             deterministic=deterministic,
+            inject_fault=tuple(inject_fault or ()),
+            benign=tuple(benign or ()),
             threads=threads,
         )
     except ConfigError as error:

@@ -132,6 +132,15 @@ class Injection:
             if lab.chosen.fault.early is not None:
                 lab.chosen.fault.early(lab)
 
+    def build(self, options: ServerOptions) -> Serving:
+        """A broken engine, ready to serve.  Raises ConfigError or ModelLoadError."""
+        from reference_engine.server.build import build
+
+        self.before_build()
+        serving = build(options)
+        self.into(serving)
+        return serving
+
     def into(self, serving: Serving) -> None:
         """Put the faults into a built engine, before it serves.  Raises ConfigError if one cannot be."""
         for lab in self.labs:

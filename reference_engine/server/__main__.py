@@ -22,7 +22,9 @@ def _parser() -> argparse.ArgumentParser:
         flag = "--" + field.name.replace("_", "-")
         hint = hints[field.name]
         settings: dict[str, Any] = {"default": field.default, "help": HELP[field.name].replace("%", "%%")}
-        if hint is bool:
+        if get_origin(hint) is tuple:
+            settings |= {"action": "append", "default": []}
+        elif hint is bool:
             settings["action"] = argparse.BooleanOptionalAction
         elif get_origin(hint) is not None and str in map(type, get_args(hint)):
             settings["choices"] = get_args(hint)
@@ -35,7 +37,10 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = _parser().parse_args()
     try:
-        options = ServerOptions(**vars(arguments))
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in vars(arguments).items()
+        }
+        options = ServerOptions(**values)
         # Only now: torch takes seconds to import.
         from reference_engine.server.launch import run_server
 

@@ -29,6 +29,7 @@ def create_app(
     max_body_bytes: int,
     api_key: str | None = None,
     debug_endpoints: bool = False,
+    faults: Callable[[], list[dict[str, object]]] = list,
 ) -> web.Application:
     """The application.  ``api_key``: required of every call but /health, as ``Authorization: Bearer KEY``."""
     middlewares = [_envelope(max_body_bytes)]
@@ -51,7 +52,12 @@ def create_app(
         ]
     )
     if debug_endpoints:
-        app.add_routes([web.get("/debug/kv", info.debug_kv)])
+
+        async def debug_faults(request: web.Request) -> web.Response:
+            """The injected faults and how often each has struck."""
+            return web.json_response({"faults": faults()})
+
+        app.add_routes([web.get("/debug/kv", info.debug_kv), web.get("/debug/faults", debug_faults)])
     return app
 
 

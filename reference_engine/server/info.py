@@ -113,6 +113,13 @@ def _table(engine: Engine, sequence: Sequence) -> tuple[int, ...]:
         return ()
 
 
+def _reference_counts(engine: Engine) -> dict[str, int]:
+    """References of every block that has some, under the paged policy."""
+    pool = getattr(engine.scheduler.kv, "pool", None)
+    counts = {} if pool is None else {str(block): pool.ref_count(block) for block in range(pool.num_blocks)}
+    return {block: count for block, count in counts.items() if count}
+
+
 def _dump(engine: Engine, *, audit: bool) -> dict[str, Any]:
     scheduler = engine.scheduler
     if audit:
@@ -121,6 +128,7 @@ def _dump(engine: Engine, *, audit: bool) -> dict[str, Any]:
         "block_size": engine.cache_config.block_size,
         "num_blocks": engine.cache_config.num_blocks,
         "ledger": asdict(scheduler.ledger()),
+        "reference_counts": _reference_counts(engine),
         "audited": audit,
         "sequences": [
             {

@@ -34,8 +34,16 @@ def run_server(options: ServerOptions) -> int:
     listener = bind(options.host, options.port)
     with listener:
         thread = EngineThread()
-        serving = thread.call(lambda: build(options))
-        return _runner()(lambda: serve(serving, thread, listener, options))
+        if not (options.inject_fault or options.benign):
+            serving = thread.call(lambda: build(options))
+            return _runner()(lambda: serve(serving, thread, listener, options))
+        from reference_engine.faults.lab import Injection
+
+        injection = Injection.parse(options.inject_fault, options.benign)
+        logging.getLogger(__name__).warning("faults injected: %s", ", ".join(options.inject_fault + options.benign))
+        changed = injection.options(options)
+        serving = thread.call(lambda: injection.build(changed))
+        return _runner()(lambda: serve(serving, thread, listener, changed, injection.report))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -57,8 +65,17 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve(serving: Serving, thread: EngineThread, listener: socket.socket, options: ServerOptions) -> int:
-    """Answer on ``listener`` until a signal or a breakdown of the engine; 0, or 1 after a breakdown."""
+async def serve(
+    serving: Serving,
+    thread: EngineThread,
+    listener: socket.socket,
+    options: ServerOptions,
+    faults: Callable[[], list[dict[str, object]]] = list,
+) -> int:
+    """Answer on ``listener`` until a signal or a breakdown of the engine; 0, or 1 after a breakdown.
+
+    ``faults``: what GET /debug/faults tells.
+    """
     stopping = asyncio.Event()
     at_once = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -76,6 +93,7 @@ async def serve(serving: Serving, thread: EngineThread, listener: socket.socket,
         max_body_bytes=parse_size(options.max_body_bytes, "max_body_bytes"),
         api_key=options.api_key or os.environ.get(API_KEY_VARIABLE) or None,
         debug_endpoints=options.debug_endpoints,
+        faults=faults,
     )
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()

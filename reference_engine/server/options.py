@@ -36,12 +36,14 @@ HELP: dict[str, str] = {
     "host": "Address to listen on.",
     "port": "TCP port; 0 takes a free one and prints it.",
     "api_key": f"Key that clients must send as a bearer token. Default: ${API_KEY_VARIABLE}, else none.",
-    "debug_endpoints": "Serve /debug/kv: block tables and the memory ledger.",
+    "debug_endpoints": "Serve /debug/kv (block tables, reference counts, memory ledger) and /debug/faults.",
     "log_plans": "File that gets every step's plan, one JSON line a step.",
     "audit_every": "Check every invariant of the KV pool after each N-th step [steps]; 0 = never.",
     "cuda_graphs": "Replay decode steps from CUDA graphs (with --attention triton on CUDA).",
     "overlap": "Launch the next decode step before the last one's tokens are booked (CUDA); the texts are the same.",
     "deterministic": "The same request gives the same bits alone and in any batch; slower (--attention triton on CUDA).",
+    "inject_fault": "Break this engine on purpose: ID[:key=value,...] of the fault catalogue; repeatable.",
+    "benign": "Vary this engine without breaking anything: ID[:key=value,...]; repeatable.",
     "threads": "CPU threads of the model's arithmetic [count]. Default: torch's choice.",
 }
 
@@ -76,6 +78,8 @@ class ServerOptions:
     overlap: bool = True
     deterministic: bool = False
     threads: int | None = None
+    inject_fault: tuple[str, ...] = ()
+    benign: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, allowed in (
