@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -33,6 +33,7 @@ from workloads.sentinel import BOS, Deck, partner
 
 LIMIT = 20.0  # seconds that one call may take; a fault that hangs is seen by it
 HANG = 1.5
+LONG = 190  # tokens; only the prompts that are cut in the middle are longer
 
 Observed = dict[str, Any]
 
@@ -51,6 +52,7 @@ def serving(*, real: bool, num_blocks: int, block_size: int, window: int | None 
             num_blocks=num_blocks,
             block_size=block_size,
             audit_every=0,
+            step_seconds=0.002,
             max_model_len=400,
             max_num_seqs=6,
             max_num_batched_tokens=64,
@@ -59,10 +61,9 @@ def serving(*, real: bool, num_blocks: int, block_size: int, window: int | None 
         tokenizer: Any = hash_model.ByteTokenizer()
     else:
         loaded, cpu = sentinel(), torch.device("cpu")
-        runner = ModelRunner(loaded.model, loaded.config, cache_config, make_backend("gather", cpu), cpu, torch.float32)
-        if window is not None:
-            forward = runner.backend.forward
-            runner.backend.forward = lambda *tensors, **named: forward(*tensors, **{**named, "window": window})
+        windows = () if window is None else (window,) * loaded.config.num_layers
+        config = replace(loaded.config, sliding_windows=windows)
+        runner = ModelRunner(loaded.model, config, cache_config, make_backend("gather", cpu), cpu, torch.float32)
         limits = EngineLimits(loaded.config.vocab_size, loaded.config.eos_token_ids, 1024)
         engine = Engine(runner, limits, scheduler, cache_config, TokenTable(loaded.tokenizer))
         tokenizer = loaded.tokenizer
@@ -96,17 +97,31 @@ class Client:
         return await self.call("/v1/completions", body, limit)
 
     async def cut(self, prompt: Any, *, after: int | None, **fields: Any) -> None:
-        """Start a stream and hang up after so many events (None: before the answer begins)."""
+        """Start a stream and hang up after so many events; None: in the middle of the prompt, or before its turn."""
         body = {"prompt": prompt, "max_tokens": 60, "temperature": 0, "ignore_eos": True, "stream": True, **fields}
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError):
-            async with asyncio.timeout(0.05 if after is None else LIMIT):
-                async with self.session.post(self.url + "/v1/completions", json=body) as response:
-                    seen = 0
-                    while after is None or seen < after:
-                        line = await response.content.readline()
-                        if not line:
-                            break
-                        seen += line.startswith(b"data")
+        call = asyncio.create_task(self._read(body, after))
+        if after is None:
+            for _ in range(500):
+                await asyncio.sleep(0.001)
+                if self._is_between_chunks():
+                    break
+            call.cancel()
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError, asyncio.CancelledError):
+            await call
+
+    def _is_between_chunks(self) -> bool:
+        """Whether some long prompt is between two chunks now."""
+        sequences = list(self.engine.scheduler.sequences.values())
+        return any(one.prompt_len > LONG and 0 < one.computed < one.prompt_len for one in sequences)
+
+    async def _read(self, body: dict[str, Any], events: int | None) -> None:
+        async with asyncio.timeout(LIMIT), self.session.post(self.url + "/v1/completions", json=body) as response:
+            seen = 0
+            while events is None or seen < events:
+                line = await response.content.readline()
+                if not line:
+                    break
+                seen += line.startswith(b"data")
 
     async def arrivals(self, prompt: Any) -> bool:
         """Whether the first event of a stream comes well before the last."""
@@ -189,7 +204,7 @@ async def hits(client: Client, ask: dict[str, Any], real: bool) -> Observed:
         "blocks": [await client.complete(prompt) for prompt in ask["same block"]],
         "salt": await client.complete(ask["long"], cache_salt="other"),
         "list": [await client.complete(ask["same prefix"][:2], max_tokens=5) for _ in range(2)],
-        "scores": await client.complete(ask["others"][1], logprobs=2, prompt_logprobs=1, max_tokens=3),
+        "scores": await client.complete(ask["long"], logprobs=2, prompt_logprobs=1, max_tokens=3),
     }
 
 
@@ -213,12 +228,14 @@ async def crowd(client: Client, ask: dict[str, Any], real: bool) -> Observed:
 
 async def drawing(client: Client, ask: dict[str, Any], real: bool) -> Observed:
     """Sampling, penalties, several choices; text to its own end."""
-    drawn = {"temperature": 0.7, "top_k": 3, "seed": 5, "max_tokens": 16}
+    drawn = {"temperature": 1.7, "top_k": 2, "seed": 5, "max_tokens": 40}
     return {
         "greedy": [await client.complete(ask["long"], max_tokens=60, logprobs=1) for _ in range(2)],
         "drawn": [await client.complete(ask["exact"], **drawn) for _ in range(2)],
         "nucleus": await client.complete(ask["exact"], temperature=1.5, top_p=0.6, seed=6, max_tokens=40),
-        "choices": await client.complete(ask["exact"], n=3, temperature=1.5, seed=7, max_tokens=20, ignore_eos=True),
+        "choices": await client.complete(
+            ask["exact"][:-2], n=3, temperature=1.5, seed=7, max_tokens=20, ignore_eos=True
+        ),
         "penalties": await client.complete(ask["exact"], frequency_penalty=2, presence_penalty=1, max_tokens=30),
         "bias": await client.complete(ask["exact"], logit_bias={"100": 100}),
         "ends": None if real else await client.complete(ask["long"], max_tokens=200),
@@ -252,20 +269,20 @@ async def wire(client: Client, ask: dict[str, Any], real: bool) -> Observed:
 
 async def hang_ups(client: Client, ask: dict[str, Any], real: bool) -> Observed:
     """Clients that leave: in a stream, before their turn, in the middle of a prompt; then the same prompts again."""
-    busy = asyncio.gather(*(client.complete(prompt, max_tokens=60, ignore_eos=True) for prompt in ask["others"]))
-    await asyncio.sleep(0.02)
-    # One token budget holds 64 of these: hung up between two chunks.
-    fresh = [[BOS, *Deck(50 + i).deal(200).tokens] if real else chr(97 + i) * 250 for i in range(6)]
+    survivors = (*ask["others"][:3], ask["long"])
+    busy = asyncio.gather(*(client.complete(prompt, max_tokens=60, ignore_eos=True) for prompt in survivors))
+    await asyncio.sleep(0.03)
+    fresh = [[BOS, *Deck(50 + i).deal(200).question(100)] if real else chr(97 + i) * 250 for i in range(6)]
     await asyncio.gather(
         *(client.cut(prompt, after=4) for prompt in ask["same prefix"]),
         *(client.cut(prompt, after=None) for prompt in fresh),
     )
     await asyncio.sleep(0.05)
-    left = sum(1 for one in client.engine.scheduler.sequences.values() if one.request.prompt[:2] == tuple(fresh[0][:2]))
-    seen: Observed = {"left": left > 0 if real else None, "neighbours": [_without_hits(one) for one in await busy]}
+    left = [one for one in list(client.engine.scheduler.sequences.values()) if one.prompt_len > LONG]
+    seen: Observed = {"left": bool(left), "neighbours": [_without_hits(one) for one in await busy]}
     await client.cut(fresh[0], after=None)
     await client.idle()
-    seen["after"] = [_without_hits(await client.complete(p, limit=HANG * 2)) for p in (*ask["same prefix"], fresh[0])]
+    seen["after"] = [_without_hits(await client.complete(p, limit=HANG * 2)) for p in (fresh[0], *ask["same prefix"])]
     return seen
 
 
@@ -281,13 +298,21 @@ async def exercise(client: Client, scene: str, real: bool) -> Observed:
     lines = [line.removeprefix("pagedbench:") for line in text.splitlines()]
     shown = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith(wanted)}
     counted = client.engine.scheduler.stats().generation_tokens
+    seen["free"] = client.engine.scheduler.kv.num_free_blocks
+    if scene == "hits":  # elsewhere it depends on who came first
+        seen["preemptions"] = client.engine.scheduler.stats().preemptions
     seen["metrics"] = [shown["kv_usage"], shown["kv_slots_allocated"], shown["generation_tokens_total"] - counted]
     return seen
 
 
 def _without_hits(answer: Any) -> Any:
-    """Answers of a crowd: how much of a prompt was cached depends on who came first."""
-    return [answer[0], re.sub(r'"cached_tokens":\d+', "", answer[1])] if isinstance(answer, list) else answer
+    """Answers of a crowd: how much of a prompt was cached depends on who came first; that it is no more than the prompt
+    does not."""
+    if not isinstance(answer, list):
+        return answer
+    counts = re.search(r'"prompt_tokens":(\d+).*"cached_tokens":(\d+)', answer[1])
+    possible = counts is None or int(counts[2]) < int(counts[1])
+    return [answer[0], re.sub(r'"cached_tokens":\d+', "", answer[1]), possible]
 
 
 def _spanning(answer: Any) -> str:
