@@ -75,6 +75,16 @@ def conform(
     api_key: Annotated[
         str | None, typer.Option(envvar="PAGEDBENCH_API_KEY", metavar="KEY", help="Bearer key; is not stored.")
     ] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Run the suite against the reference engine with each of its faults.")
+    ] = False,
+    fault: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="With --prove: only this fault or variant; repeatable.")
+    ] = None,
+    all_killers: Annotated[
+        bool,
+        typer.Option("--all-killers", help="With --prove: all cases on every fault, not only those that claim it."),
+    ] = False,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the HTML page.")] = None,
     out: Annotated[
@@ -112,6 +122,10 @@ def conform(
     if list_cases:
         print_list(chosen, as_json=as_json)
         return
+    if prove:
+        from harness.cli.prove import prove_suite
+
+        raise typer.Exit(prove_suite(options, chosen, faults=fault, all_killers=all_killers, out=out, as_json=as_json))
     if not engine:
         raise CliError("name at least one engine: --engine NAME=URL, or --engine NAME=recipe:reference", USAGE)
     if reference_model and reference_url:

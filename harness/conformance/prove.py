@@ -153,12 +153,14 @@ class Proof:
         start: Start,
         options: Callable[[], Options],
         *,
+        cases: Sequence[str] | None = None,
         all_killers: bool = False,
         tell: Tell = lambda line: None,
     ) -> None:
-        """``all_killers``: run every case against every fault instead of the claimed ones until one kills."""
+        """``cases``: the ids that may be used, all by default.  ``all_killers``: run every case against every fault instead of the claimed ones until one kills."""
         self._start = start
         self._options = options
+        self._cases = list(all_cases() if cases is None else cases)
         self._all = all_killers
         self._tell = tell
         self._excluded: dict[str, str] = {}
@@ -167,11 +169,11 @@ class Proof:
         started = datetime.datetime.now(datetime.UTC)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        clean = await self._one(None, list(all_cases()), stop_at_kill=False)
+        clean = await self._one(None, self._cases, stop_at_kill=False)
         self._excluded = {cell.case: f"{cell.verdict}: {cell.reason}" for cell in clean.cells if cell.verdict == "FAIL"}
         faults = [await self._fault(entry) for entry in entries if entry.kind == "fault"]
         benign = [
-            await self._one(entry, self._usable(all_cases()), stop_at_kill=False)
+            await self._one(entry, self._usable(self._cases), stop_at_kill=False)
             for entry in entries
             if entry.kind == "benign"
         ]
@@ -200,8 +202,8 @@ class Proof:
         return [case for case in cases if case not in self._excluded]
 
     async def _fault(self, entry: FaultEntry) -> Row:
-        claimed = [case.id for case in all_cases().values() if entry.id in case.kills]
-        chosen = self._usable(all_cases() if self._all else claimed)
+        claimed = [case for case in self._cases if entry.id in all_cases()[case].kills]
+        chosen = self._usable(self._cases if self._all else claimed)
         if not chosen:
             return Row(**_named(entry), verdict="no case", reason="no usable case claims to kill it")
         return await self._one(entry, chosen, stop_at_kill=not self._all)
