@@ -157,7 +157,10 @@ class Proof:
         all_killers: bool = False,
         tell: Tell = lambda line: None,
     ) -> None:
-        """``cases``: the ids that may be used, all by default.  ``all_killers``: run every case against every fault instead of the claimed ones until one kills."""
+        """``cases``: the ids that may be used, all by default.
+
+        ``all_killers``: run every case against every fault instead of the claimed ones until one kills.
+        """
         self._start = start
         self._options = options
         self._cases = list(all_cases() if cases is None else cases)
