@@ -165,6 +165,7 @@ class RunPlan(PlanModel):
     verify_tls: bool = True
     headers: dict[str, str] = Field(default_factory=dict)  # of every request
     transport: Literal["native", "aiohttp"] = "native"
+    telemetry: bool = True  # false: nothing is sampled beside the load (to see what sampling costs)
     workers: int | str = Field(1)  # processes that drive the load, or ray[://HOST:PORT][,N]
 
     @field_validator("concurrency", "rate", "engines", "workloads", mode="before")

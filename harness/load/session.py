@@ -346,7 +346,8 @@ class Session:
         )
         run = self._cell_run(plan, cells)
         # Gauges of several servers cannot be read as those of one engine.
-        scrapers = [] if len(cells.options.urls) > 1 else scrapers_of(engine.found, self._api_key)
+        sampled = self._plan.telemetry
+        scrapers = [] if len(cells.options.urls) > 1 or not sampled else scrapers_of(engine.found, self._api_key)
         self._display.cell_started(cell, run.progress, scrapers)
         self._cell = run
         try:
@@ -354,7 +355,11 @@ class Session:
             if engine.pids is not None:
                 devices.pids = engine.pids
             async with Watch(
-                cell.cell_id, self._writer.append, scrapers=scrapers, pids=engine.pids, devices=devices
+                cell.cell_id,
+                self._writer.append,
+                scrapers=scrapers,
+                pids=engine.pids if sampled else None,
+                devices=devices if sampled else None,
             ) as watch:
                 outcome = await run.run()
         finally:
