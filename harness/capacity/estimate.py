@@ -24,7 +24,7 @@ from harness.capacity.streams import PAUSE_STEPS, Stream, had_to_wait, stalls, u
 
 Limit = Literal["preemption", "reservation", "slots", "none"]
 BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
-# A reserving engine whose numbers at once vary less than this between sizes is limited by slots.
+# Numbers at once that vary less than this between sizes do not show a pool.
 SAME = 0.15
 ABOUT_AS_WELL = 0.005
 
@@ -140,7 +140,7 @@ def estimate(rounds: Sequence[Round]) -> Capacity:
         return Capacity("none", None, floor, None)
     counts = [one.at_once for one, _ in waiting]
     sizes = [round_.total for _, round_ in waiting]
-    if max(sizes) > 1.5 * min(sizes) and max(counts) - min(counts) <= max(1, SAME * max(counts)):
+    if max(counts) - min(counts) <= max(1, SAME * max(counts)):
         return Capacity("slots", None, floor, None)
     low, high, block = closest_bounds(counts, sizes)
     return Capacity("reservation", (low + high) // 2, low, high, block)
