@@ -100,8 +100,13 @@ def prove_suite(
     entries = entries_of(faults)
     folder = out or Path("runs") / "prove"
 
+    folder.mkdir(parents=True, exist_ok=True)
+    proofs: list[Proof] = []
+
     def tell(line: str) -> None:
+        """Progress; whatever happens next, what was found so far is on disk."""
         print(line, file=sys.stderr, flush=True)
+        write(proofs[0].document(), folder)
 
     async def main() -> KillMatrix:
         async with AsyncExitStack() as stack:
@@ -115,19 +120,23 @@ def prove_suite(
                 all_killers=all_killers,
                 tell=tell,
             )
+            proofs.append(proof)
             return await proof.run(entries, engine="reference", model=options.model or MODEL)
 
     try:
         matrix = asyncio.run(main())
     except EngineError as error:
         raise CliError(str(error), 3) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "kill-matrix.json").write_text(matrix.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (folder / "kill-matrix.md").write_text(markdown(matrix), encoding="utf-8")
+    write(matrix, folder)
     typer.echo(matrix.model_dump_json(indent=1) if as_json else markdown(matrix))
     if matrix.false_alarms.hits or any(row.verdict == "missed" for row in matrix.faults):
         return 1
     return 2 if matrix.kill_rate.hits < len(matrix.faults) else 0
+
+
+def write(matrix: KillMatrix, folder: Path) -> None:
+    (folder / "kill-matrix.json").write_text(matrix.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (folder / "kill-matrix.md").write_text(markdown(matrix), encoding="utf-8")
 
 
 @asynccontextmanager

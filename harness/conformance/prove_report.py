@@ -17,11 +17,11 @@ def markdown(matrix: KillMatrix) -> str:
         _rate("by a case that needs no engine hooks", matrix.kill_rate_without_hooks, "at least"),
         _rate("false alarms, of case executions on benign variants", matrix.false_alarms, "at most"),
         "",
-        "A fault is killed if a case that passes on the engine as it is fails with it. Bounds are one-sided exact "
+        "A fault is killed if a case fails with it that does not fail on the engine as it is. Bounds are one-sided exact "
         "(Clopper-Pearson) ones; they hold for faults drawn like these, not for all faults that there are.",
     ]
     if matrix.excluded:
-        lines += ["", "Left out, because they fail on the clean engine:", ""]
+        lines += ["", "Left out, because they fail without any fault, too:", ""]
         lines += [f"- {case}: {reason}" for case, reason in matrix.excluded.items()]
     idle = idle_musts(matrix)
     if idle:

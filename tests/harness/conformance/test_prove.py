@@ -75,7 +75,7 @@ def run(monkeypatch: pytest.MonkeyPatch, entries: list[FaultEntry], script: Scri
     @asynccontextmanager
     async def start(one: FaultEntry | None) -> AsyncIterator[Server]:
         name = one.id if one else "clean"
-        if name == "F03":
+        if name == "F42":
             raise EngineError("no such option")
         yield Server(name, None, None, lambda: 3)
 
@@ -87,7 +87,7 @@ def run(monkeypatch: pytest.MonkeyPatch, entries: list[FaultEntry], script: Scri
 def test_a_case_that_fails_kills_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     claimed = all_cases()["API-04"].kills
     assert "F44" in claimed
-    faults = [entry("F44"), entry("F40"), entry("F34"), entry("F03"), entry("F99")]
+    faults = [entry("F44"), entry("F40"), entry("F34"), entry("F42"), entry("F99")]
     script: Script = {("F44", "API-04"): "FAIL", ("F40", "STR-01"): "INCONCLUSIVE"}
     matrix = run(monkeypatch, [*faults, entry("N1", "benign")], script)
     verdicts = {row.id: row.verdict for row in matrix.faults}
