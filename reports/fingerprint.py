@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.results.schema import MachineInfo
+from harness.results.schema import Calibration, MachineInfo
 from reports.comparability import dtype_name, model_name
 from reports.dataset import Dataset, Engine, load_words
 from reports.words import NULL_TEXT, byte_size, count
@@ -108,6 +108,20 @@ def command_words(command: list[str]) -> str:
     return shlex.join(words)
 
 
+def client_words(found: Calibration | None) -> str:
+    """What is known about the load client's own error on the machine of a run."""
+    if found is None:
+        return "not calibrated on this machine (pagedbench calibrate)"
+    if found.ceiling_streams is None:
+        return f"calibrated {date_words(found.created_utc)}: did not keep up even at the first level"
+    best = next(level for level in found.levels if level.streams == found.ceiling_streams)
+    return (
+        f"calibrated {date_words(found.created_utc)}: {found.stamp} stamps, keeps up with {found.ceiling_streams} streams "
+        f"({found.ceiling_chunks_per_s or 0:.0f} chunks/s); there TTFT p50 is off by {best.ttft_p50_error_ms:+.2f} ms and ITL "
+        f"p99 by {best.itl_p99_error:+.1%}"
+    )
+
+
 def fingerprint(data: Dataset) -> list[tuple[str, str]]:
     """The first screen's line: which engines, model, flags, seed, machine, when."""
     runs = [run.run.manifest for run in data.runs]
@@ -150,6 +164,7 @@ def run_facts(data: Dataset, out_dir: Path | None) -> list[dict[str, Any]]:
                 "command": command_words(manifest.command),
                 "rebuild": shlex.join(["pagedbench", "report", one.run.path.resolve().name]),
                 "machine": machine_words(manifest.machine),
+                "client": client_words(manifest.machine.calibration),
                 "packages": ", ".join(f"{k} {v}" for k, v in sorted(manifest.machine.packages.items())),
                 "files": raw_files(one.run.path),
                 "linked": beside,

@@ -56,6 +56,7 @@ COMMANDS: dict[str, Entry] = {
         "harness.cli.gate:gate", "Judge a candidate against a baseline: pass, fail, inconclusive.", usage_exit=3
     ),
     "history": Entry("harness.cli.history:history", "Keep gates and show the trend of their metrics.", usage_exit=3),
+    "calibrate": Entry("harness.cli.calibrate:calibrate", "Measure this machine's own client error and ceiling."),
     "engines": Entry("harness.cli.engines:engines", "List the engines that can be launched and what is installed."),
     "workloads": Entry(
         "harness.cli.workloads:workloads", "Print the exact schedule and digests that a workload gives."

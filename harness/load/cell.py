@@ -107,9 +107,9 @@ class CellRun:
         connections = plan.load.concurrency or WARM_OPEN_LOOP_CONNECTIONS
         await self._client.warm(min(connections, max(1, len(self._specs))))
         stale_before = self._client.stale_connections
-        start_ns = monotonic_ns() if starts_at is None else await starts_at()
         lag = LagMonitor(self._on_lag)
         with quiet_interpreter():
+            start_ns = monotonic_ns() if starts_at is None else await starts_at()
             settler = asyncio.create_task(self._settle_all())
             lag.start()
             self._drive = asyncio.create_task(self._release(start_ns))

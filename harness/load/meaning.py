@@ -99,6 +99,8 @@ class StreamMeaning:
         delta = choice.get("delta")
         if delta is None:
             text, opens = choice.get("text"), False
+            if text is not None and not isinstance(text, str):
+                raise ValueError("text is not a string")
         else:
             text, opens = _delta_text(delta), "role" in delta
         ids = choice.get("token_ids")
@@ -108,6 +110,8 @@ class StreamMeaning:
         if text or ids or (text == "" and not opens and reason is None):
             self.chunks.append(ContentChunk(mark, len(ids) if ids is not None else None))
             index = choice.get("index") or 0
+            if not isinstance(index, int):
+                raise ValueError("the index of a choice is not a number")
             (self.parallel.setdefault(index, []) if index else self.text).append(text or "")
 
 

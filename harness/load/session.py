@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.emulator.calibration_store import load_calibration
 from harness.engines.errors import EngineError, LaunchError
 from harness.engines.probe import Probe
 from harness.load.book import ScheduleBook
@@ -103,7 +104,7 @@ class Session:
             command=list(command),
             seed=self._plan.seed,
             slo=self._plan.slo,
-            machine=describe_machine(self._devices.devices),
+            machine=describe_machine(self._devices.devices).model_copy(update={"calibration": load_calibration()}),
             engines=[],
             cells=[],
             plan=self._plan_for_record(),

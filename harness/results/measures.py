@@ -11,6 +11,9 @@ NS_PER_MS = 1e6
 # Client lag below this moves no reported time by more than a display digit.
 LAG_FLOOR_MS = 5.0
 SCRAPE_GAP_NS = 1_000_000_000
+LATE_MS = 10.0  # the suspect threshold of late sends
+# NVML's reasons for lower clocks that a benchmark does not mean: slowdown by hardware, heat or the power brake.
+THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
 
 
 def measures(summary: CellSummary, data: CellData, window: tuple[int, int] | None) -> dict[str, float | None]:
@@ -42,9 +45,13 @@ def measures(summary: CellSummary, data: CellData, window: tuple[int, int] | Non
         if info.workload.parameters.get("hit_rate"):
             result["missed_prefix_hits"] = max(0.0, float(schedule["shared_tokens_share"]) - summary.prefix_hit_rate)
     shortest = [time.p50 for time in (summary.ttft, summary.itl) if time.p50]
-    if summary.client_lag_ms_p99 is not None and summary.client_lag_ms_p99 > LAG_FLOOR_MS and shortest:
+    is_own_clock = summary.kernel_stamped is None or summary.kernel_stamped < 1
+    if is_own_clock and summary.client_lag_ms_p99 is not None and summary.client_lag_ms_p99 > LAG_FLOOR_MS and shortest:
         result["lag_share"] = summary.client_lag_ms_p99 / min(shortest)
+    steps = data.telemetry("client", "clock_steps")
+    result["clock_steps"] = None if steps is None else float(steps.v.max())
     if window is not None:
+        result["throttled_share"] = throttled_share(data, window)
         result |= delivery_measures(data, window)
         result["telemetry_missing"] = telemetry_missing(data, window)
     return result
@@ -56,7 +63,10 @@ def delivery_measures(data: CellData, window: tuple[int, int]) -> dict[str, floa
     send, planned = data.column("t_send"), data.column("t_sched")
     timed = data.measured & ~np.isnan(send) & ~np.isnan(planned)
     if timed.any():
-        result["lateness_ms_p99"] = float(np.percentile(send[timed] - planned[timed], 99)) / NS_PER_MS
+        late = send[timed] - planned[timed]
+        result["lateness_ms_p99"] = float(np.percentile(late, 99)) / NS_PER_MS
+        over = planned[timed][late > LATE_MS * NS_PER_MS]
+        result["late_from_s"] = float(over.min() - planned[timed].min()) / 1e9 if over.size else None
         asked, got = np.ptp(planned[timed]), np.ptp(send[timed])
         result["rate_shortfall"] = max(0.0, 1 - asked / got) if timed.sum() > 1 and got > 0 else None
     concurrency = data.info.load.concurrency
@@ -67,6 +77,16 @@ def delivery_measures(data: CellData, window: tuple[int, int]) -> dict[str, floa
         mean = float((n * np.diff(edges)).sum() / (window[1] - window[0]))
         result["concurrency_shortfall"] = max(0.0, 1 - mean / concurrency)
     return result
+
+
+def throttled_share(data: CellData, window: tuple[int, int]) -> float | None:
+    """Share of the samples in the window in which a device's clocks were held down; the worst device."""
+    shares = []
+    for series in data.by_label("nvml", "throttle_reasons").values():
+        inside = series.within(*window).v
+        if inside.size:
+            shares.append(float(((inside.astype(np.int64) & THROTTLED) != 0).mean()))
+    return max(shares, default=None)
 
 
 def telemetry_missing(data: CellData, window: tuple[int, int]) -> float | None:

@@ -6,8 +6,9 @@ p95 from 40, p99 from 200.
 The **measured window** runs from the first measured request to the moment from which the load could no longer be
 kept up: in a closed loop the first end that no new request followed, with planned arrivals the last of them.  Where
 there is no such stretch worth the name (fewer than two requests a slot, or arrivals over less than half of the cell),
-the window is the whole cell.  Tokens are counted in it by the arrival of their chunks, so that numerator and
-denominator speak of the same time.
+the window is the whole cell.  In cells long enough to tell (100 stretches of a quarter of a second), the window begins
+where MSER-5 finds throughput steady (``steady.py``).  Tokens are counted in it by the arrival of their chunks, so that
+numerator and denominator speak of the same time.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from harness.results.reader import Run
 from harness.results.schema import CellInfo, CellSummary, Distribution, RunManifest, Summary
 from harness.results.series import Floats
 from harness.results.slo import meets_slo
+from harness.results.steady import steady_start
 from harness.results.validity import judge
 
 MIN_BEYOND = 2
 ROUNDS_FOR_A_WINDOW = 2
 NS_PER_MS = 1e6
 NS_PER_S = 1e9
+STEADY_BIN_NS = 250_000_000
 
 
 def summarise(run: Run) -> Summary:
@@ -81,10 +84,19 @@ def measured_window(data: CellData) -> tuple[int, int] | None:
     return round(start), max(round(start) + 1, round(loaded_end))
 
 
+def steady_window(data: CellData, loaded: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The part of ``loaded`` after the warm-up; all of it where none can be told."""
+    if loaded is None:
+        return None
+    start = steady_start(data.chunk_t, data.chunk_tokens, loaded, STEADY_BIN_NS)
+    return loaded if start is None else (start, loaded[1])
+
+
 def summarise_cell(data: CellData, manifest: RunManifest) -> CellSummary:
     """The numbers of one cell, and whether they may be believed."""
     info = data.info
-    window = measured_window(data)
+    loaded = measured_window(data)
+    window = steady_window(data, loaded)
     ok = data.ok & data.measured
     send, first, last, done = (data.column(name) for name in ("t_send", "t_first", "t_last", "t_done"))
     output = data.column("output_tokens")
@@ -115,7 +127,10 @@ def summarise_cell(data: CellData, manifest: RunManifest) -> CellSummary:
         tpot=distribution(tpot[ok]),
         e2e=distribution(since("t_send", done)),
     )
-    if window is not None:
+    stamps = [stamp for stamp, good in zip(data.requests["stamp"].to_pylist(), ok, strict=True) if good and stamp]
+    summary.kernel_stamped = sum(stamp == "kernel" for stamp in stamps) / len(stamps) if stamps else None
+    if window is not None and loaded is not None:
+        summary.steady_from_s = (window[0] - loaded[0]) / NS_PER_S if window[0] > loaded[0] else None
         fill_rates(summary, data, window, manifest.slo)
         whole = (info.t_start or window[0], info.t_end or window[1])
         for name, value in memory_numbers(data.metric_series(), window, whole, summary.output_tokens_per_s).items():

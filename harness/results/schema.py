@@ -177,6 +177,36 @@ class CellInfo(Strict):
     status: RunStatus = "running"
 
 
+class CalibrationLevel(Strict):
+    """What this machine's client reported at so many streams, beside what the engine of known times did."""
+
+    streams: int
+    chunks_per_s: float  # offered
+    failed: int
+    ttft_p50_error_ms: float  # reported - true
+    ttft_p99_error_ms: float
+    itl_p99_error: float  # share of the true one
+    delivered: float | None  # share of the chunks that so many streams would get without a pause
+    cpu_us_per_chunk: float
+    client_cpu_percent: float
+    engine_itl_p99_ms: float  # the engine's own
+    passed: bool
+    reason: str | None = None  # the bound that was missed
+
+
+class Calibration(Strict):
+    """How far the client of a machine can be trusted (``pagedbench calibrate``)."""
+
+    schema_version: int = SCHEMA_VERSION
+    created_utc: str
+    hostname: str
+    cores: int
+    stamp: Literal["kernel", "user"]
+    levels: list[CalibrationLevel]
+    ceiling_streams: int | None  # the highest level that was kept up with
+    ceiling_chunks_per_s: float | None
+
+
 class MachineInfo(Strict):
     hostname: str
     os: str
@@ -186,6 +216,7 @@ class MachineInfo(Strict):
     python: str
     packages: dict[str, str]
     gpus: list[dict[str, Any]] = Field(default_factory=list)
+    calibration: Calibration | None = None  # of its load client, when it was measured
 
 
 class ProbeInfo(Strict):
@@ -299,6 +330,8 @@ class CellSummary(Strict):
     device_used_bytes: float | None = None
     client_lag_ms_p99: float | None = None
     client_cpu_percent: float | None = None
+    kernel_stamped: float | None = None  # share of the answers whose bytes the kernel stamped
+    steady_from_s: float | None = None  # where warm-up was found to end (MSER-5), seconds after the first request
     tokens_identical_to: dict[str, float] = Field(
         default_factory=dict
     )  # other cell -> share of requests with equal output

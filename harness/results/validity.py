@@ -34,11 +34,14 @@ RULES: tuple[Rule, ...] = (
     Rule("interrupted", 0.5, None, "the run was interrupted; only what had finished is counted"),
     Rule("ran_dry", 0.5, None, "the schedule ran out of requests before the asked duration; raise --num-requests"),
     Rule("error_share", 0.01, 0.10, "{value:.1%} of the requests failed"),
-    Rule("lateness_ms_p99", 10.0, 100.0, "requests left late: p99 {value:.1f} ms after their planned time"),
+    Rule("lateness_ms_p99", 10.0, 100.0, "requests left late: p99 {value:.1f} ms after their planned time, from "
+         "{late_from_s:.1f} s on"),
     Rule("rate_shortfall", 0.02, 0.10, "the arrival rate was {value:.1%} below the schedule"),
     Rule("concurrency_shortfall", 0.03, 0.15, "on average {value:.1%} of the asked requests in flight were missing"),
     Rule("lag_share", 0.10, 0.50, "the client's event loop was late by p99 {lag_ms_p99:.1f} ms, {value:.0%} of "
          "the shortest time it reports"),
+    Rule("clock_steps", 0.5, None, "the machine's real-time clock was stepped {value:.0f} times while bytes were stamped"),
+    Rule("throttled_share", 0.05, 0.50, "the GPU's clocks were held down (heat, power brake) {value:.0%} of the time"),
     Rule("client_cpu_percent", 80.0, 95.0, "the client used {value:.0f} % of a core, it may be the bottleneck"),
     Rule("length_mismatch", 0.01, None, "{value:.1%} of the answers do not have their planned length"),
     Rule("prompt_mismatch", 0.02, None, "prompts came to {value:.1%} more or fewer tokens than planned"),

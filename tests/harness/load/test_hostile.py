@@ -248,6 +248,13 @@ async def text_is_a_number(c: Any, asked: Any, w: Any) -> None:
 
 
 @case("malformed")
+async def text_is_a_list(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    c.body(w.event({"choices": [{"text": ["a"], "finish_reason": "stop"}]}) + w.done)
+    c.end()
+
+
+@case("malformed")
 async def usage_is_negative(c: Any, asked: Any, w: Any) -> None:
     begin(c, w)
     c.body(w.text("", "stop") + w.usage(3, -1) + w.done)

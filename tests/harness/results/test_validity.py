@@ -7,7 +7,7 @@ import pytest
 from harness.results.validity import RULES, Rule, judge
 
 # What sentences may mention besides their own measure.
-CONTEXT: dict[str, float | None] = {"lag_ms_p99": 12.0}
+CONTEXT: dict[str, float | None] = {"lag_ms_p99": 12.0, "late_from_s": 3.0}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.measure)
