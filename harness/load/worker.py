@@ -1,6 +1,6 @@
 """A worker process: drives its part of a cell and appends its rows to the run's own journals.
 
-``python -m harness.load.worker`` reads a pickled :class:`Job` from its standard input.  It says ``ready`` on its
+``python -m harness.load.worker`` reads a :class:`Job` from its standard input.  It says ``ready`` on its
 standard output, gets ``start T`` (monotonic ns, the same clock in every process of a machine), then writes a line of
 JSON with its progress every now and then, and at the end one with the outcome.  ``stop`` ends it early.
 """
@@ -25,6 +25,7 @@ from harness.load.dialect import Dialect
 from harness.load.lag import own_cpu_s
 
 REPORT_S = 0.2
+STDIN = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,32 @@ async def work(job: Job) -> None:
 
 
 def _listen(loop: asyncio.AbstractEventLoop, commands: asyncio.Queue[str]) -> None:
-    """Commands from the parent; when it is gone, that is a stop."""
-    for line in sys.stdin.buffer:
-        loop.call_soon_threadsafe(commands.put_nowait, line.decode().strip())
+    """Commands from the parent; when it is gone, that is a stop.
+
+    Reads the descriptor itself: a thread that waits inside ``sys.stdin`` would break the interpreter's end.
+    """
+    rest = b""
+    while data := os.read(STDIN, 4096):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            loop.call_soon_threadsafe(commands.put_nowait, line.decode())
     loop.call_soon_threadsafe(commands.put_nowait, "stop")
+
+
+def read_job() -> Job:
+    """The job that the parent sends: its length in 8 bytes, then the pickle."""
+    job: Job = pickle.loads(_exactly(int.from_bytes(_exactly(8))))  # noqa: S301 - from the process that started this one
+    return job
+
+
+def _exactly(size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = os.read(STDIN, size - len(data))
+        if not part:
+            raise EOFError("the parent is gone")
+        data += part
+    return data
 
 
 async def _follow(run: CellRun, commands: asyncio.Queue[str]) -> None:
@@ -120,7 +143,7 @@ def _progress(run: CellRun) -> dict[str, Any]:
 
 
 def main() -> None:
-    job = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
+    job = read_job()
     try:
         import uvloop
 

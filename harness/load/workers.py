@@ -40,7 +40,7 @@ class TeamProgress(Progress):
 
     @property
     def tokens(self) -> int:
-        return sum(report["tokens"] for report in self.reports.values())
+        return self.settled_tokens
 
     @property
     def flying(self) -> int:
@@ -49,6 +49,7 @@ class TeamProgress(Progress):
     def take(self, worker: int, report: Mapping[str, Any]) -> None:
         self.reports[worker] = report
         self.done = sum(one["done"] for one in self.reports.values())
+        self.settled_tokens = sum(one["tokens"] for one in self.reports.values())
         self.failed = sum(one["failed"] for one in self.reports.values())
         self.last_error = report["last_error"] or self.last_error
 
@@ -105,7 +106,8 @@ class WorkersRun:
             limit=LINE_BYTES,
         )
         assert child.stdin is not None
-        child.stdin.write(pickle.dumps(job))
+        data = pickle.dumps(job)
+        child.stdin.write(len(data).to_bytes(8) + data)
         return child
 
     async def _read(self, number: int, child: asyncio.subprocess.Process, wanted: Literal["ready", "outcome"]) -> Any:
