@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from harness.results.reader import Run
+
 Floats = npt.NDArray[np.float64]
 Columns = dict[str, npt.NDArray[np.generic]]
 
@@ -21,7 +23,7 @@ class CellTable:
     """
 
     def __init__(self, table: pa.Table) -> None:
-        self._table = table.combine_chunks()
+        self._table = table
 
     @cached_property
     def _spans(self) -> dict[str, tuple[int, int]]:
@@ -41,6 +43,18 @@ class CellTable:
         start, end = self._spans.get(cell_id, (0, 0))
         part = self._table.slice(start, end - start)
         return {name: _to_numpy(part[name]) for name in columns}
+
+
+class ChunkTable:
+    """The chunks of a run, read from disk a cell at a time: they are most of a run and seldom needed together."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def rows(self, cell_id: str, columns: Iterable[str]) -> Columns:
+        """The named columns of one cell, as :meth:`CellTable.rows` gives them."""
+        table = self._run.chunk_rows(cell_id)
+        return {name: _to_numpy(table[name]) for name in columns}
 
 
 def _encode(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:

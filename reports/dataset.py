@@ -16,7 +16,7 @@ import numpy as np
 from harness.results.metrics import summarise
 from harness.results.reader import Run, load_run
 from harness.results.schema import CellInfo, CellSummary, EngineInfo, LoadInfo
-from reports.columns import CellTable
+from reports.columns import CellTable, ChunkTable
 
 
 class ReportError(ValueError):
@@ -29,7 +29,7 @@ class RunTables:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.requests = CellTable(run.requests)
-        self.chunks = CellTable(run.chunks)
+        self.chunks = ChunkTable(run)
         self.metrics = CellTable(run.metrics)
         self.system = CellTable(run.system)
 
@@ -135,7 +135,7 @@ def load_dataset(paths: Sequence[Path], apart: bool = False) -> Dataset:
     """
     if not paths:
         raise ReportError("no run directory was given; name at least one")
-    runs = [load_run(path) for path in paths]
+    runs = [load_run(path, chunks_on_disk=True) for path in paths]
     ids = [run.manifest.run_id for run in runs]
     for run_id in ids:
         if ids.count(run_id) > 1:

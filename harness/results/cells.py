@@ -30,7 +30,11 @@ class CellData:
             return table.filter(pc.equal(table["cell_id"], cell.cell_id))
 
         return cls(
-            cell, rows(run.requests).sort_by("request_index"), rows(run.chunks), rows(run.metrics), rows(run.system)
+            cell,
+            rows(run.requests).sort_by("request_index"),
+            run.chunk_rows(cell.cell_id),
+            rows(run.metrics),
+            rows(run.system),
         )
 
     def column(self, name: str) -> Floats:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from harness.results.cells import CellData, in_flight
@@ -38,10 +39,14 @@ STEADY_BIN_NS = 250_000_000
 
 def summarise(run: Run) -> Summary:
     """The summary of a whole run."""
-    cells = {cell.cell_id: CellData.of(run, cell) for cell in run.manifest.cells}
-    summaries = [summarise_cell(data, run.manifest) for data in cells.values()]
-    for summary, data in zip(summaries, cells.values(), strict=True):
-        summary.tokens_identical_to.update(identical_outputs(data, list(cells.values())))
+    summaries: list[CellSummary] = []
+    outputs: dict[str, pa.Table] = {}
+    for cell in run.manifest.cells:  # one cell in memory at a time: a run may hold millions of chunks
+        data = CellData.of(run, cell)
+        summaries.append(summarise_cell(data, run.manifest))
+        outputs[cell.cell_id] = _outputs(data)
+    for summary, cell in zip(summaries, run.manifest.cells, strict=True):
+        summary.tokens_identical_to.update(identical_outputs(cell, run.manifest.cells, outputs))
     return Summary(run_id=run.manifest.run_id, cells=summaries)
 
 
@@ -212,17 +217,19 @@ def prefix_hit_rate(data: CellData) -> float | None:
     return hits / queries if hits is not None and queries else None
 
 
-def identical_outputs(data: CellData, cells: list[CellData]) -> dict[str, float]:
+def identical_outputs(one: CellInfo, cells: list[CellInfo], outputs: dict[str, pa.Table]) -> dict[str, float]:
     """For every other engine's cell that was asked the same: the share of common successes with equal text."""
     shares: dict[str, float] = {}
-    mine = _outputs(data)
+    mine = outputs[one.cell_id]
     for other in cells:
-        if not _asked_the_same(data.info, other.info):
+        if not _asked_the_same(one, other):
             continue
-        theirs = _outputs(other)
-        common = mine.keys() & theirs.keys()
-        if common:
-            shares[other.info.cell_id] = sum(mine[index] == theirs[index] for index in common) / len(common)
+        theirs = outputs[other.cell_id]
+        index = (table["request_index"].to_numpy() for table in (mine, theirs))
+        common, here, there = np.intersect1d(*index, return_indices=True)
+        if common.size:
+            equal = pc.equal(mine["output_sha256"].take(pa.array(here)), theirs["output_sha256"].take(pa.array(there)))
+            shares[other.cell_id] = pc.sum(equal).as_py() / common.size
     return shares
 
 
@@ -230,10 +237,10 @@ def _asked_the_same(one: CellInfo, other: CellInfo) -> bool:
     return one.engine != other.engine and one.workload.digest == other.workload.digest and one.load == other.load
 
 
-def _outputs(data: CellData) -> dict[int, str]:
-    rows = data.requests.filter(pc.and_(data.requests["ok"], pc.invert(data.requests["warmup"])))
-    pairs = zip(rows["request_index"].to_pylist(), rows["output_sha256"].to_pylist(), strict=True)
-    return {index: sha for index, sha in pairs if sha is not None}
+def _outputs(data: CellData) -> pa.Table:
+    """Position and output digest of the measured requests that succeeded and have one."""
+    rows = data.requests.select(["request_index", "output_sha256"])
+    return rows.filter(pc.and_(pa.array(data.ok & data.measured), pc.is_valid(rows["output_sha256"])))
 
 
 def _total(values: Floats) -> int | None:

@@ -39,6 +39,7 @@ TABLES: dict[str, pa.Schema] = {
     "system": SYSTEM_COLUMNS,
 }
 
+_CHUNK_NUMBERS = ["request_index", "chunk", "t", "tokens"]
 _JOURNAL_BLOCK_BYTES = 16 << 20  # a journal line longer than this is refused by the JSON reader
 
 M = TypeVar("M", bound=BaseModel)
@@ -59,10 +60,22 @@ class Run:
     chunks: pa.Table
     metrics: pa.Table
     system: pa.Table
+    chunk_file: Path | None = None  # where the chunks are when they stay on disk; ``chunks`` is empty then
+
+    def chunk_rows(self, cell_id: str) -> pa.Table:
+        """The chunks of one cell, with the columns ``request_index, chunk, t, tokens``."""
+        wanted = pc.field("cell_id") == cell_id
+        if self.chunk_file is None:
+            return self.chunks.filter(wanted).select(_CHUNK_NUMBERS)
+        table = pq.read_table(self.chunk_file, columns=_CHUNK_NUMBERS, filters=wanted)
+        return _conform(table, pa.schema([CHUNK_COLUMNS.field(name) for name in _CHUNK_NUMBERS]), self.chunk_file)
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path, chunks_on_disk: bool = False) -> Run:
     """Read the run directory at ``path``.
+
+    ``chunks_on_disk`` leaves the largest table where it is, to be read a cell at a time with :meth:`Run.chunk_rows`;
+    chunks that are not in a whole Parquet file are read all the same.
 
     Raises :class:`RunReadError` when it is not a run directory, was written under another schema version, or when its
     files contradict the schema or each other.
@@ -81,15 +94,35 @@ def load_run(path: Path) -> Run:
     known = {cell.cell_id for cell in manifest.cells}
     if summary is not None:
         _check_summary(path, manifest, summary, known)
-    tables = {name: load_table(path, name, manifest.generation) for name in TABLES}
-    for name, table in tables.items():
-        strangers = sorted(set(pc.unique(table["cell_id"]).to_pylist()) - known, key=str)
+    chunk_file = _whole_chunks(path, manifest.generation) if chunks_on_disk else None
+    names = [name for name in TABLES if name != "chunks" or chunk_file is None]
+    tables = {name: load_table(path, name, manifest.generation) for name in names}
+    cells = {name: table["cell_id"] for name, table in tables.items()}
+    if chunk_file is not None:
+        tables["chunks"] = CHUNK_COLUMNS.empty_table()
+        cells["chunks"] = pq.read_table(chunk_file, columns=["cell_id"], read_dictionary=["cell_id"])["cell_id"]
+    for name, column in cells.items():
+        strangers = sorted(set(pc.unique(column).to_pylist()) - known, key=str)
         if strangers:
             raise RunReadError(
                 f"{path / name} has rows of cell {strangers[0]!r}, which run.json does not list; "
                 "the directory mixes files of different runs, keep each run in its own"
             )
-    return Run(path=path, manifest=manifest, summary=summary, **tables)
+    return Run(path=path, manifest=manifest, summary=summary, chunk_file=chunk_file, **tables)
+
+
+def _whole_chunks(path: Path, generation: int) -> Path | None:
+    """The Parquet file of the chunks when it is whole, of this generation and of the right types; else None."""
+    file = parquet_of(path, "chunks")
+    if not file.is_file():
+        return None
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowInvalid, OSError):
+        return None
+    is_current = int((schema.metadata or {}).get(GENERATION_KEY, b"0")) == generation
+    is_typed = all(schema.get_field_index(f.name) >= 0 and schema.field(f.name).type == f.type for f in CHUNK_COLUMNS)
+    return file if is_current and is_typed else None
 
 
 def load_table(path: Path, name: str, generation: int = 0) -> pa.Table:

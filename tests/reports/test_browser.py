@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from reports import build_report
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
 
@@ -119,6 +121,23 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         driver.quit()
 
 
+AXE = Path(__file__).with_name("axe") / "axe.min.js"
+AXE_RUN = """
+const done = arguments[arguments.length - 1];
+document.querySelectorAll('details').forEach(d => { d.open = true; });
+axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations.map(
+  v => `${v.impact} ${v.id}: ${v.nodes.length} x ${v.nodes[0].html.slice(0, 120)}`)));
+"""
+
+
+def findings(browser: Page) -> list[str]:
+    """What axe-core finds in the page that is open, whatever its impact."""
+    browser.driver.set_script_timeout(120)
+    browser.run(AXE.read_text(encoding="utf-8"))
+    found: list[str] = browser.driver.execute_async_script(AXE_RUN)
+    return found
+
+
 @pytest.fixture(scope="module", params=["demo", "crowd"])
 def page(request: pytest.FixtureRequest) -> Path:
     """Two engines under three workloads; five engines under four, one name hostile."""
@@ -207,3 +226,70 @@ def test_it_prints_on_a4(browser: Page, demo_run: Path, demo_page: str) -> None:
         assert browser.run(TEXT_DEFECTS) == []
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Page, page: Path, scheme: str) -> None:
+    browser.show(page, scheme=scheme)
+    assert findings(browser) == []
+
+
+def test_axe_would_find_something(browser: Page, demo_run: Path, demo_page: str, tmp_path: Path) -> None:
+    spoilt = tmp_path / "spoilt.html"
+    spoilt.write_text(demo_page.replace('<html lang="en">', "<html>").replace("--muted: #59636e", "--muted: #c9d0d7"))
+    browser.show(spoilt)
+    found = " ".join(findings(browser))
+    assert "html-has-lang" in found
+    assert "color-contrast" in found
+
+
+@pytest.fixture(scope="module")
+def live_page(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's page with its charts interactive."""
+    return build_report(demo_run, tmp_path_factory.mktemp("live") / "live.html", interactive=True)
+
+
+def wait_for_charts(browser: Page) -> int:
+    """Scroll through the page until every chart with a specification is alive; returns their number."""
+    script = """
+    const done = arguments[arguments.length - 1], wanted = document.querySelectorAll('script.spec').length;
+    let tries = 0;
+    const step = () => {
+      for (const f of document.querySelectorAll('figure:not(:has(.live))')) { f.scrollIntoView(); break; }
+      const alive = document.querySelectorAll('.plot.live svg').length;
+      if (alive === wanted || tries++ > 400) done(alive); else setTimeout(step, 50);
+    };
+    step();
+    """
+    browser.driver.set_script_timeout(120)
+    return int(browser.driver.execute_async_script(script))
+
+
+def test_the_interactive_page_is_offline_silent_and_within_its_size(browser: Page, live_page: Path) -> None:
+    assert live_page.stat().st_size <= 1_500_000
+    browser.show(live_page)
+    assert wait_for_charts(browser) == live_page.read_text().count('class="spec"') == 18
+    assert browser.driver.get_log("browser") == []
+    assert [url for url in browser.requests() if not url.startswith(("data:", "blob:"))] == [live_page.as_uri()]
+
+
+def test_the_legend_filters_the_interactive_charts(browser: Page, live_page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.show(live_page)
+    wait_for_charts(browser)
+    count = "return document.querySelectorAll('#ttft-0 .live .mark-line path[d]:not([d=\"\"])').length"
+    before = browser.run(count)
+    button = browser.driver.find_element("css selector", "#latency .key button")
+    button.send_keys(Keys.ENTER)
+    assert button.get_attribute("aria-pressed") == "false"
+    browser.driver.execute_async_script("setTimeout(arguments[0], 500)")
+    assert browser.run(count) < before
+    assert browser.run("return document.querySelectorAll('.key button[aria-pressed=false]').length") > 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_interactive_page(browser: Page, live_page: Path, scheme: str) -> None:
+    browser.show(live_page, scheme=scheme)
+    wait_for_charts(browser)
+    assert findings(browser) == []

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from harness.results.schema import CHUNK_COLUMNS, REQUEST_COLUMNS, SYSTEM_COLUMNS
+from harness.results.conformance import CaseResult, SuiteResult
+from harness.results.schema import LoadInfo
 from reports import ReportError, build_report, load_dataset
+from reports.charts.latency import ttft_figure
+from reports.charts.scatter import scatter_figure
 from reports.fingerprint import machine_words
+from reports.tables import delivered_rows
+from tests.reports.bulk import write_bulk_run
 
 LIMIT_TWO_ENGINES = 300_000  # bytes
 VOID = {"meta", "link", "br", "path", "rect", "line", "circle"}
@@ -297,43 +302,86 @@ def test_machine_words_name_the_gpus(demo_draft: Any) -> None:
     assert machine_words(machine).endswith(", H100")
 
 
-def large_run(draft: Any, path: Path, requests: int, chunks_each: int) -> Path:
-    """``draft`` with its tables replaced by many rows, drawn at once."""
-    rng = np.random.default_rng()
-    cells = [cell.cell_id for cell in draft.manifest.cells]
-    draft.write(path, with_summary=False)
-    each = requests // len(cells)
-    n = each * len(cells)
-    cell = np.repeat(np.array(cells), each)
-    index = np.tile(np.arange(each), len(cells))
-    send = 1_000_000_000_000 + np.tile(np.sort(rng.integers(0, 60 * 10**9, each)), len(cells))
-    gaps = rng.gamma(4, 3e6, (n, chunks_each)).astype(np.int64)
-    times = send[:, None] + np.cumsum(gaps, axis=1)
-    known = {
-        "cell_id": cell, "request_index": index, "t_ready": send, "t_send": send, "t_first": times[:, 0],
-        "t_last": times[:, -1], "t_done": times[:, -1], "status": np.full(n, 200), "ok": np.ones(n, bool),
-        "finish_reason": np.full(n, "length"), "prompt_tokens": np.full(n, 30), "warmup": np.zeros(n, bool),
-        "output_tokens": np.full(n, chunks_each), "chunks": np.full(n, chunks_each),
-        "planned_output_tokens": np.full(n, chunks_each),
-    }  # fmt: skip
-    columns = [pa.array(known[f.name], f.type) if f.name in known else pa.nulls(n, f.type) for f in REQUEST_COLUMNS]
-    pq.write_table(pa.table(columns, schema=REQUEST_COLUMNS), path / "requests.parquet")
-    m = n * chunks_each
-    chunk = [
-        pa.array(np.repeat(cell, chunks_each)), pa.array(np.repeat(index, chunks_each)),
-        pa.array(np.tile(np.arange(chunks_each), n)), pa.array(times.ravel()), pa.array(np.ones(m, np.int64)),
-        pa.array(np.zeros(m, bool)),
-    ]  # fmt: skip
-    pq.write_table(pa.table(chunk, schema=CHUNK_COLUMNS), path / "chunks.parquet")
-    pq.write_table(SYSTEM_COLUMNS.empty_table(), path / "system.parquet")
-    return path
-
-
 def test_a_large_run_is_thinned_to_a_small_page(draft: Callable[..., Any], engines: Any, tmp_path: Path) -> None:
     small = draft([engines["paged"], engines["contiguous"]], workloads=["chat"], requests=4)
-    run = large_run(small, tmp_path / "run", requests=20_000, chunks_each=20)
+    run = write_bulk_run(small, tmp_path / "run", requests=20_000, chunks_each=20)
     began = time.process_time()
     text = build_report(run).read_text()
     print(f"20,000 requests, 400,000 chunks: {time.process_time() - began:.1f} s of CPU")
     assert "20,000" in text or "10,000" in text
     assert len(text.encode()) <= LIMIT_TWO_ENGINES
+
+
+@pytest.mark.slow
+def test_a_million_requests_fit_into_two_gibibytes(draft: Callable[..., Any], engines: Any, tmp_path: Path) -> None:
+    small = draft([engines["paged"], engines["contiguous"]], workloads=["chat", "agents"], requests=4)
+    run = write_bulk_run(small, tmp_path / "run", requests=1_000_000, chunks_each=20)
+    code = (
+        "import resource, sys; from pathlib import Path; from reports import build_report;"
+        "build_report(Path(sys.argv[1])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 <= 2 << 30
+    assert (run / "report.html").stat().st_size <= LIMIT_TWO_ENGINES
+
+
+def test_an_interactive_page_embeds_the_bundle_once_and_its_charts_as_data(demo_run: Path, tmp_path: Path) -> None:
+    text = build_report(demo_run, tmp_path / "i.html", interactive=True).read_text()
+    assert text.count("window.vegaEmbed=") == 1
+    assert text == build_report(demo_run, tmp_path / "j.html", interactive=True).read_text()
+    specs = re.findall(r'<script type="application/json" class="spec">(.*?)</script>', text)
+    assert len(specs) == text.count('role="img"') == 18
+    for spec in map(json.loads, specs):
+        assert any(param["name"] == "hidden_engines" for param in spec["params"])
+        assert "tooltip" in json.dumps(spec)
+    assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)=["']?(?!data:,)""", text)
+
+
+def test_a_figure_shows_itself_in_a_notebook(demo_run: Path) -> None:
+    data = load_dataset([demo_run])
+    bundle = ttft_figure(data, data.groups[0], 360)._repr_mimebundle_()
+    spec = bundle["application/vnd.vegalite.v6+json"]
+    assert "#0072b2" in json.dumps(spec)
+    assert "#0a0001" not in json.dumps(spec)
+    assert bundle["text/plain"].startswith("TTFT, chat, 32 at once. ")
+
+
+def test_slow_requests_are_named(draft: Callable[..., Any], engines: Any, tmp_path: Path) -> None:
+    run = draft([engines["paged"]], workloads=["chat"], requests=40)
+    victim = run.tables.requests[17]
+    victim["t_first"] = victim["t_send"] + 10**11
+    data = load_dataset([run.write(tmp_path / "run")])
+    shown = scatter_figure(data, data.groups[0], 360, 10)
+    ((caption, table),) = shown.tables
+    assert caption == "Requests far off"
+    assert table.rows[0][1] == f"#{victim['request_index']}"
+    assert f">#{victim['request_index']}<" in shown.svg
+
+
+def test_the_load_that_was_delivered_is_told(draft: Callable[..., Any], engines: Any, tmp_path: Path) -> None:
+    run = draft([engines["paged"]], workloads=["chat"], requests=64)
+    cell = run.manifest.cells[0]
+    cell.load = LoadInfo(mode="poisson", rate=10.0)
+    run.summary.cells[0].load = cell.load
+    for row in run.tables.requests:
+        row["t_sched"] = 10**12 + row["request_index"] * 10**8
+        row["t_send"] = 10**12 + row["request_index"] * 2 * 10**8  # half of the asked rate
+    data = load_dataset([run.write(tmp_path / "run")])
+    (row,) = delivered_rows(data)
+    assert (row.asked, row.delivered, row.share, row.sent) == ("10.0", "5.00", "50.0 %", "64")
+
+
+def test_conformance_results_beside_the_run_are_on_the_first_screen(
+    draft: Callable[..., Any], engines: Any, tmp_path: Path
+) -> None:
+    run = draft([engines["paged"]], workloads=["chat"], requests=4)
+    path = run.write(tmp_path / "run")
+    assert "ANSWERS NOT CHECKED" in build_report(path).read_text()
+    case = {"id": "A-1", "family": "A", "level": "MUST", "title": "t", "source": "s", "oracle": "o", "reason": ""}
+    for verdict, badge in (("PASS", "CONFORMS"), ("FAIL", "CONFORMANCE FAILED"), ("INCONCLUSIVE", "INCONCLUSIVE")):
+        suite = SuiteResult(
+            tool_version="0", started="2026-01-01T00:00:00Z", seconds=1.0, engine=run.manifest.engines[0],
+            results=[CaseResult.model_validate(case | {"verdict": verdict})],
+        )  # fmt: skip
+        (path / "conformance-paged.json").write_text(suite.model_dump_json())
+        assert badge in build_report(path).read_text()
