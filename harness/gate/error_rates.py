@@ -17,7 +17,7 @@ import numpy as np
 from harness.gate.design import orders_of
 from harness.gate.procedure import levels_of, look_at
 from harness.gate.spending import DEFAULT_LOOKS, plan_for
-from harness.gate.wilcoxon import Floats, hodges_lehmann
+from harness.results.intervals import Floats, hodges_lehmann
 
 RUN_CV = 0.02
 CHUNK = 1000

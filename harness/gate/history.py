@@ -26,8 +26,8 @@ from harness.gate.judge import counted_pairs
 from harness.gate.record_file import to_text
 from harness.gate.rules import log_ratios
 from harness.gate.spending import SHIPPED, fail_levels, plan_for, smallest_p
-from harness.gate.wilcoxon import null_tail
 from harness.results.gate import GateRecord, HistoryEntry, HistoryMetric
+from harness.results.intervals import null_tail
 
 MIN_POINTS = 8  # gates below which no change point is looked for
 PENALTY = 6.0  # of the change-point search, times log(n): about one flat series in eighty shows a false step

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.gate.spending import FAIL_RATE, PASS_RATE, Plan, fail_levels, pass_levels
-from harness.gate.wilcoxon import Floats, hodges_lehmann, p_greater, upper_bound
+from harness.results.intervals import Floats, hodges_lehmann, p_greater, upper_bound
 
 Bools = NDArray[np.bool_]
 

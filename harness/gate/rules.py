@@ -10,8 +10,8 @@ from scipy.special import stdtrit
 
 from harness.gate.procedure import Levels, Look
 from harness.gate.spending import smallest_p
-from harness.gate.wilcoxon import Floats
 from harness.results.gate import PairRecord, RuleResult, RuleSpec, RuleVerdict, RunSample
+from harness.results.intervals import Floats
 
 # Fewer pairs than this cannot tell a count that repeats from a lucky one: 1 / C(12, 6) is 0.1 %.
 MIN_EXACT_PAIRS = 6

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.gate.spending import FAIL_RATE, MAX_FAMILY, PASS_RATE, SHIPPED, Plan
-from harness.gate.wilcoxon import null_tail
+from harness.results.intervals import null_tail
 
 PATHS = 8_000_000
 CHUNK = 200_000

@@ -19,7 +19,7 @@ from functools import cache
 from importlib import resources
 from itertools import pairwise
 
-from harness.gate.wilcoxon import null_tail
+from harness.results.intervals import null_tail
 
 DEFAULT_LOOKS = (8, 12, 20)
 FAIL_RATE = 0.01  # family-wise, all metrics and all looks together

@@ -10,8 +10,8 @@ import pytest
 from harness.gate.error_rates import NOISES, power, simulate_pairs
 from harness.gate.judge import is_over, judge
 from harness.gate.rules import smallest_detectable
-from harness.gate.wilcoxon import hodges_lehmann
 from harness.results.gate import PairRecord
+from harness.results.intervals import hodges_lehmann
 from tests.harness.gate.conftest import noisy_pairs, pair, rule, sample, spec
 
 

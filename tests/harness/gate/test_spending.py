@@ -8,7 +8,7 @@ import pytest
 
 from harness.gate.simulate_spending import levels, sums
 from harness.gate.spending import FAIL_RATE, MAX_FAMILY, PASS_RATE, SHIPPED, Plan, fail_levels, pass_levels, plan_for
-from harness.gate.wilcoxon import null_tail
+from harness.results.intervals import null_tail
 
 
 @pytest.mark.parametrize("plan", SHIPPED, ids=lambda plan: plan.key)

@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.gate.wilcoxon import hodges_lehmann, null_tail, p_greater, tail_index, upper_bound
+from harness.results.intervals import hodges_lehmann, null_tail, p_greater, tail_index, upper_bound
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8, 12, 20, 33])
