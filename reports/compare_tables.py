@@ -53,7 +53,11 @@ def sections(data: Dataset, base: str | None = None) -> list[Section]:
 
 def missing(data: Dataset, base: str | None = None) -> list[str]:
     """A sentence for each pair that has nothing in common."""
-    found = []
+    found = [
+        f"Run {run.run.manifest.run_id} holds no cells: nothing was measured in it."
+        for run in data.runs
+        if not run.run.manifest.cells
+    ]
     for first, second in bases(data, base):
         if not any(first.label in group.cells and second.label in group.cells for group in data.groups):
             found.append(f"{second.label} and {first.label} ran no workload at the same load, so nothing is compared.")

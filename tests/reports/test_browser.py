@@ -255,7 +255,7 @@ def wait_for_charts(browser: Page) -> int:
     const done = arguments[arguments.length - 1], wanted = document.querySelectorAll('script.spec').length;
     let tries = 0;
     const step = () => {
-      for (const f of document.querySelectorAll('figure:not(:has(.live))')) { f.scrollIntoView(); break; }
+      for (const f of document.querySelectorAll('figure:not(:has(.live))')) { f.scrollIntoView({behavior: 'instant'}); break; }
       const alive = document.querySelectorAll('.plot.live svg').length;
       if (alive === wanted || tries++ > 400) done(alive); else setTimeout(step, 50);
     };
