@@ -147,8 +147,8 @@ def slo_line(limit: float) -> list[alt.Chart]:
     """A limit in ms drawn across a chart whose vertical axis is in ms, with its name."""
     at = alt.Chart(scales.values([{"limit": limit, "text": f"SLO {number(limit)} ms"}]))
     rule = at.mark_rule(stroke=SLO, strokeDash=[3, 3], strokeWidth=1.5).encode(y=alt.Y("limit:Q"))
-    words = at.mark_text(color=MUTED, fontSize=10, align="left", dy=-6)
-    return [rule, words.encode(text="text:N", y=alt.Y("limit:Q"), x=alt.value(4))]
+    words = at.mark_text(color=MUTED, fontSize=10, align="right", dx=-2, dy=-6)
+    return [rule, words.encode(text="text:N", y=alt.Y("limit:Q"), x=alt.value("width"))]
 
 
 def _summary(samples: list[tuple[Engine, Floats]]) -> str:
