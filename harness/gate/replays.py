@@ -54,11 +54,11 @@ def _as(pair: PairRecord, index: int, is_turned: bool) -> PairRecord:
     return pair.model_copy(update=update)
 
 
-def run_to_run_cv(pairs: Sequence[PairRecord]) -> dict[str, float]:
-    """Coefficient of variation of every metric over all runs."""
+def run_to_run_cv(pairs: Sequence[PairRecord], only_baseline: bool = False) -> dict[str, float]:
+    """Coefficient of variation of every metric over all runs, or over the baseline's where the builds differ."""
     values: dict[str, list[float]] = {}
     for pair in pairs:
-        for sample in (pair.baseline, pair.candidate):
+        for sample in (pair.baseline,) if only_baseline else (pair.baseline, pair.candidate):
             for key, value in sample.values.items():
                 if value is not None:
                     values.setdefault(key, []).append(value)
@@ -79,6 +79,7 @@ def main() -> None:
     records = [read_record(path) for path in arguments.records]
     pairs = [pair for record in records for pair in record.pairs if not pair.is_void]
     spec = records[0].spec.model_copy(update={"looks": list(DEFAULT_LOOKS)})
+    cvs = run_to_run_cv(pairs, arguments.keep_arms)
     judged = {rule.key for rule in spec.rules}
     print(
         json.dumps(
@@ -89,7 +90,7 @@ def main() -> None:
                 "verdicts": dict(
                     sorted(replay(pairs, spec, arguments.gates, arguments.seed, arguments.keep_arms).items())
                 ),
-                "run-to-run CV": {key: cv for key, cv in run_to_run_cv(pairs).items() if key in judged},
+                "run-to-run CV": {key: cv for key, cv in cvs.items() if key in judged},
             },
             indent=1,
         )
