@@ -78,6 +78,8 @@ def main() -> None:
     arguments = parser.parse_args()
     records = [read_record(path) for path in arguments.records]
     pairs = [pair for record in records for pair in record.pairs if not pair.is_void]
+    if len(pairs) < DEFAULT_LOOKS[-1]:
+        parser.error(f"a gate plans {DEFAULT_LOOKS[-1]} pairs, these records hold only {len(pairs)} that count")
     spec = records[0].spec.model_copy(update={"looks": list(DEFAULT_LOOKS)})
     cvs = run_to_run_cv(pairs, arguments.keep_arms)
     judged = {rule.key for rule in spec.rules}
