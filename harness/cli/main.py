@@ -67,6 +67,7 @@ COMMANDS: dict[str, Entry] = {
     "validate": Entry(
         "harness.cli.validate:validate", "Check a YAML file without running it; print its schedule and digests."
     ),
+    "paper": Entry("harness.cli.paper:paper", "Reproduce the PagedAttention paper's memory figures by simulation."),
     "kernels": Entry("harness.cli.kernels:kernels", "Check and time the attention kernels on this device."),
 }
 

@@ -24,7 +24,7 @@ def serve(
     policy: Annotated[KVPolicy, typer.Option(help=HELP["policy"])] = DEFAULT.policy,
     attention: Annotated[Attention, typer.Option(help=HELP["attention"])] = DEFAULT.attention,
     max_model_len: Annotated[int | None, typer.Option(help=HELP["max_model_len"])] = None,
-    max_num_seqs: Annotated[int, typer.Option(help=HELP["max_num_seqs"])] = DEFAULT.max_num_seqs,
+    max_num_seqs: Annotated[int | None, typer.Option(help=HELP["max_num_seqs"])] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help=HELP["max_num_batched_tokens"])] = None,
     prefix_cache: Annotated[bool, typer.Option(help=HELP["prefix_cache"])] = DEFAULT.prefix_cache,
     order: Annotated[QueueOrder, typer.Option(help=HELP["order"])] = DEFAULT.order,
@@ -43,6 +43,7 @@ def serve(
     deterministic: Annotated[bool, typer.Option("--deterministic", help=HELP["deterministic"])] = DEFAULT.deterministic,
     inject_fault: Annotated[list[str] | None, typer.Option(help=HELP["inject_fault"], metavar="ID[:k=v,...]")] = None,
     benign: Annotated[list[str] | None, typer.Option(help=HELP["benign"], metavar="ID[:k=v,...]")] = None,
+    simulate: Annotated[str | None, typer.Option(help=HELP["simulate"], metavar="PROFILE")] = None,
     threads: Annotated[int | None, typer.Option(help=HELP["threads"])] = None,
 ) -> None:
     """Serve a model with the reference engine (OpenAI API).
@@ -79,6 +80,7 @@ def serve(
             deterministic=deterministic,
             inject_fault=tuple(inject_fault or ()),
             benign=tuple(benign or ()),
+            simulate=simulate,
             threads=threads,
         )
     except ConfigError as error:

@@ -99,11 +99,13 @@ class LedgerTotals:
 
     def __init__(self) -> None:
         self.steps = 0
+        self.last: LedgerSnapshot | None = None
         self._sums = dict.fromkeys((f.name for f in fields(LedgerSnapshot)), 0)
 
     def tick(self, snapshot: LedgerSnapshot) -> None:
         """Add one step."""
         self.steps += 1
+        self.last = snapshot
         sums = self._sums
         for name in sums:
             sums[name] += getattr(snapshot, name)

@@ -28,6 +28,7 @@ DEFAULT_CUDA_KV_SHARE = 0.8  # of the memory that is free once the weights are l
 # new arrival waits for the step in flight.
 DEFAULT_CPU_BUDGET = 256
 DEFAULT_CUDA_BUDGET = 2048
+DEFAULT_NUM_SEQS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,10 @@ class Serving:
 
 def build(options: ServerOptions) -> Serving:
     """Load the model and allocate the pool.  Raises ConfigError or ModelLoadError with a sentence for the user."""
+    if options.simulate is not None:
+        from reference_engine.simulate.serving import build_simulated
+
+        return Serving(*build_simulated(options, _open_log(options.log_plans), _version()))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
@@ -168,7 +173,7 @@ def _scheduler_config(
         budget = DEFAULT_CUDA_BUDGET if device.type == "cuda" else DEFAULT_CPU_BUDGET
     return SchedulerConfig(
         max_model_len=longest,
-        max_num_seqs=options.max_num_seqs,
+        max_num_seqs=DEFAULT_NUM_SEQS if options.max_num_seqs is None else options.max_num_seqs,
         max_num_batched_tokens=budget,
         policy=options.policy,
         order=options.order,

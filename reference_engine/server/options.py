@@ -26,7 +26,7 @@ HELP: dict[str, str] = {
     "orca-oracle what it asks for.",
     "attention": "Attention backend: auto takes gather on a CPU, triton on CUDA.",
     "max_model_len": "Longest prompt + output of one sequence [tokens]. Default: the model's, at most the pool.",
-    "max_num_seqs": "Sequences that may run at once [count].",
+    "max_num_seqs": "Sequences that may run at once [count]. Default: 64, or what --simulate's profile says.",
     "max_num_batched_tokens": "Token budget of one engine step, prefill chunks and decodes together [tokens]. "
     "Default: 256 on a CPU, 2048 on CUDA.",
     "prefix_cache": "Share KV blocks between equal prefixes.",
@@ -44,6 +44,7 @@ HELP: dict[str, str] = {
     "deterministic": "The same request gives the same bits alone and in any batch; slower (--attention triton on CUDA).",
     "inject_fault": "Break this engine on purpose: ID[:key=value,...] of the fault catalogue; repeatable.",
     "benign": "Vary this engine without breaking anything: ID[:key=value,...]; repeatable.",
+    "simulate": "Serve without a model, in the times of this profile (a100-opt-13b, h100-llama-3.1-8b, or a .json file).",
     "threads": "CPU threads of the model's arithmetic [count]. Default: torch's choice.",
 }
 
@@ -62,7 +63,7 @@ class ServerOptions:
     policy: KVPolicy = "paged"
     attention: Attention = "auto"
     max_model_len: int | None = None
-    max_num_seqs: int = 64
+    max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     prefix_cache: bool = True
     order: QueueOrder = "fcfs"
@@ -77,6 +78,7 @@ class ServerOptions:
     cuda_graphs: bool = True
     overlap: bool = True
     deterministic: bool = False
+    simulate: str | None = None
     threads: int | None = None
     inject_fault: tuple[str, ...] = ()
     benign: tuple[str, ...] = ()
@@ -103,6 +105,7 @@ class ServerOptions:
         for name, low in (
             ("num_blocks", 1),
             ("max_model_len", 2),
+            ("max_num_seqs", 1),
             ("max_num_batched_tokens", 1),
             ("threads", 1),
             ("audit_every", 0),

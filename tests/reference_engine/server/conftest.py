@@ -1,4 +1,8 @@
-"""Servers on the weightless model of ``hash_model``, in this process, on free ports."""
+"""Servers on weightless models, in this process, on free ports: ``hash_model``, and the simulated runner.
+
+Every test that takes ``server`` or ``start_server`` runs on both, but for those marked ``hash_only``, which put faults into
+the runner.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from aiohttp import web
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import hash_model
+import simulated_model
 
 from reference_engine.detokenizer import TokenTable
 from reference_engine.engine import Engine
@@ -47,7 +52,8 @@ class Server:
     """A server in a thread of its own."""
 
     engine: Engine
-    runner: hash_model.HashRunner
+    runner: Any
+    kind: str
     options: dict[str, Any]
     port: int = 0
     failures: list[str] = field(default_factory=list)
@@ -92,6 +98,10 @@ class Server:
     @property
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+    def next_logits(self, history: Sequence[int]) -> Any:
+        """What the model says after ``history``: logits [VOCAB]."""
+        return MODELS[self.kind].next_logits(history)
 
     def call(
         self, path: str, body: object = None, *, method: str | None = None, headers: dict[str, str] | None = None
@@ -140,13 +150,22 @@ class Server:
 ServerFactory = Callable[..., Server]
 
 
+MODELS = {"hash": hash_model, "simulated": simulated_model}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "runner_kind" in metafunc.fixturenames:
+        hash_only = metafunc.definition.get_closest_marker("hash_only") is not None
+        metafunc.parametrize("runner_kind", ["hash"] if hash_only else list(MODELS), scope="module")
+
+
 @pytest.fixture
-def start_server() -> Iterator[ServerFactory]:
+def start_server(runner_kind: str) -> Iterator[ServerFactory]:
     """``start_server(app={...}, **engine)``: a running server; ``engine`` as for ``hash_model.make_engine``."""
     running: list[Server] = []
 
     def start(app: dict[str, Any] | None = None, **engine: Any) -> Server:
-        server = Server(*hash_model.make_engine(**engine), app or {})
+        server = Server(*MODELS[runner_kind].make_engine(**engine), runner_kind, app or {})
         server.start()
         running.append(server)
         return server
@@ -157,9 +176,9 @@ def start_server() -> Iterator[ServerFactory]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(runner_kind: str) -> Iterator[Server]:
     """One server for all tests of a file that leave it idle."""
-    shared = Server(*hash_model.make_engine(num_blocks=512, block_size=4), {})
+    shared = Server(*MODELS[runner_kind].make_engine(num_blocks=512, block_size=4), runner_kind, {})
     shared.start()
     yield shared
     shared.stop()

@@ -14,7 +14,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 def greedy(prompt: str, count: int) -> str:
     history = list(prompt.encode())
     for _ in range(count):
-        history.append(int(hash_model.next_logits(history).argmax()))
+        history.append(int(server.next_logits(history).argmax()))
     return bytes(t for t in history[len(prompt.encode()) :] if t != hash_model.EOS).decode()
 
 

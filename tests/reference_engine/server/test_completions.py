@@ -14,10 +14,10 @@ import pytest
 EOS = hash_model.EOS
 
 
-def greedy_text(prompt: bytes, count: int) -> str:
+def greedy_text(server: Any, prompt: bytes, count: int) -> str:
     history = list(prompt)
     for _ in range(count):
-        history.append(int(hash_model.next_logits(history).argmax()))
+        history.append(int(server.next_logits(history).argmax()))
     return bytes(token for token in history[len(prompt) :] if token != EOS).decode()
 
 
@@ -39,7 +39,7 @@ def test_text_prompt_and_its_usage(server: Any) -> None:
     assert answer["model"] == "hash"
     assert answer["system_fingerprint"] == "fp_test"
     (choice,) = answer["choices"]
-    assert choice["text"] == greedy_text(b"hello there", 9)
+    assert choice["text"] == greedy_text(server, b"hello there", 9)
     assert choice["finish_reason"] == "length"
     assert choice["logprobs"] is None
     assert answer["usage"] == {
@@ -69,7 +69,7 @@ def test_batched_prompts_keep_their_order(server: Any, as_ids: bool) -> None:
     answer = server.complete(prompt, max_tokens=5, n=2, ignore_eos=True, add_special_tokens=False)
     assert [choice["index"] for choice in answer["choices"]] == list(range(6))
     for choice in answer["choices"]:
-        assert choice["text"] == greedy_text(texts[choice["index"] // 2].encode(), 5)
+        assert choice["text"] == greedy_text(server, texts[choice["index"] // 2].encode(), 5)
     assert answer["usage"]["prompt_tokens"] == sum(map(len, texts))
     assert answer["usage"]["completion_tokens"] == 30
 
@@ -125,7 +125,7 @@ def test_continuous_usage_counts_up(server: Any) -> None:
 
 
 def test_events_carry_text_unless_something_else_was_asked_for(server: Any) -> None:
-    text = greedy_text(b"hello", 20)
+    text = greedy_text(server, b"hello", 20)
     body = {"prompt": ids("hello"), "max_tokens": 20, "temperature": 0, "ignore_eos": True, "stop": text[6:12] + "#"}
     events = server.events("/v1/completions", body)[:-1]
     assert all(event["choices"][0]["text"] or event["choices"][0]["finish_reason"] for event in events)
@@ -138,13 +138,13 @@ def test_echo_with_logprobs_scores_the_prompt(server: Any) -> None:
     answer = server.complete(ids("abcdef"), max_tokens=3, echo=True, logprobs=1, ignore_eos=True)
     (choice,) = answer["choices"]
     scores = choice["logprobs"]
-    assert choice["text"] == "abcdef" + greedy_text(b"abcdef", 3)
+    assert choice["text"] == "abcdef" + greedy_text(server, b"abcdef", 3)
     assert "".join(scores["tokens"]) == choice["text"]
     assert scores["text_offset"] == list(range(9))
     assert scores["token_logprobs"][0] is None
     assert scores["top_logprobs"][0] is None
     for position in range(1, 6):
-        logits = hash_model.next_logits(ids("abcdef"[:position])).astype(np.float64)
+        logits = server.next_logits(ids("abcdef"[:position])).astype(np.float64)
         exact = logits - np.log(np.exp(logits).sum())
         assert scores["token_logprobs"][position] == pytest.approx(exact[ord("abcdef"[position])], abs=1e-4)
         assert max(scores["top_logprobs"][position].values()) == pytest.approx(exact.max(), abs=1e-4)
@@ -164,12 +164,12 @@ def test_echo_alone_scores_a_text_without_generating(server: Any) -> None:
 
 def test_prompt_logprobs_name_token_rank_and_text(server: Any) -> None:
     (choice,) = server.complete(ids("abc"), max_tokens=1, prompt_logprobs=2)["choices"]
-    assert choice["text"] == greedy_text(b"abc", 1)
+    assert choice["text"] == greedy_text(server, b"abc", 1)
     first, second, third = choice["prompt_logprobs"]
     assert first is None
     assert set(third) >= {str(ord("c"))}
     assert second[str(ord("b"))]["decoded_token"] == "b"
-    logits = hash_model.next_logits(ids("a"))
+    logits = server.next_logits(ids("a"))
     assert second[str(ord("b"))]["rank"] == int((logits > logits[ord("b")]).sum()) + 1
 
 
@@ -182,7 +182,7 @@ def test_seed_repeats_and_differs(server: Any) -> None:
 
 
 def test_stop_string_stop_id_and_reason(server: Any) -> None:
-    text = greedy_text(b"go", 30)
+    text = greedy_text(server, b"go", 30)
     stop = text[5:8]
     answer = server.complete("go", max_tokens=30, stop=stop, ignore_eos=True, add_special_tokens=False)
     (choice,) = answer["choices"]

@@ -155,6 +155,7 @@ def test_full_queue_is_429_and_a_batch_is_taken_whole_or_not(start_server: Any) 
         server.client.completions.create(model="hash", prompt=["a"] * 9)
 
 
+@pytest.mark.hash_only
 def test_nan_logits_fail_one_call_and_leave_the_others(start_server: Any) -> None:
     server = start_server(step_seconds=0.002)
     server.runner.poisoned.add(tuple(b"bad"))
@@ -176,6 +177,7 @@ def test_nan_logits_fail_one_call_and_leave_the_others(start_server: Any) -> Non
     assert server.failures == []
 
 
+@pytest.mark.hash_only
 def test_a_failure_within_a_stream_is_in_band_and_without_done(start_server: Any) -> None:
     server = start_server(step_seconds=0.01)
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
