@@ -11,7 +11,7 @@ import pytest
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-def greedy(prompt: str, count: int) -> str:
+def greedy(server: Any, prompt: str, count: int) -> str:
     history = list(prompt.encode())
     for _ in range(count):
         history.append(int(server.next_logits(history).argmax()))
@@ -30,7 +30,7 @@ def test_answer_of_the_rendered_prompt(server: Any) -> None:
     (choice,) = answer.choices
     assert answer.object == "chat.completion"
     assert choice.message.role == "assistant"
-    assert choice.message.content == greedy(prompt, 10)
+    assert choice.message.content == greedy(server, prompt, 10)
     assert choice.finish_reason == "length"
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(prompt)
