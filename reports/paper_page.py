@@ -13,7 +13,7 @@ import numpy as np
 
 from reports.charts import scales
 from reports.charts.figure import Figure, Table, drawn
-from reports.charts.memory import STRIP, Stack, strip
+from reports.charts.memory import STRIP, Found, Stack
 from reports.shell import render_page
 from reports.style import LEDGER, series_style
 from reports.words import number
@@ -107,10 +107,7 @@ def ledgers(timelines: Mapping[str, list[Any]]) -> Figure:
     end = max(float(found.t[-1]) for _, found in shown)
 
     def build() -> alt.VConcatChart:
-        strips = [
-            strip(label, found, WIDTH, end, index == len(shown) - 1) for index, (label, found) in enumerate(shown)
-        ]
-        return alt.vconcat(*strips).properties(spacing=8)
+        return alt.vconcat(*Found(shown, []).strips(WIDTH, end)).properties(spacing=8)
 
     tables = [
         (

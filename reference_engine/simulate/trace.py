@@ -50,4 +50,4 @@ class Dataset:
 # reserved tokens of Orca (Max) in Fig. 2; Alpaca's to the batch sizes of Orca (Pow2) and (Oracle) in Fig. 13 and to the
 # saving of parallel sampling in Fig. 15.
 SHAREGPT = Dataset("ShareGPT-like", LengthLaw(161.31, 1.5), LengthLaw(337.99, 0.87))
-ALPACA = Dataset("Alpaca-like", LengthLaw(19.31, 0.45), LengthLaw(58.45, 1.05))
+ALPACA = Dataset("Alpaca-like", LengthLaw(19.31, 0.45), LengthLaw(58.45, 1.1))
