@@ -60,7 +60,7 @@ def curves(figure: Mapping[str, Any]) -> Figure:
     names = [line["name"] for line in figure["series"]]
     looks = [series_style(index) for index in range(len(names))]
 
-    def build() -> alt.LayerChart:
+    def build() -> scales.Layered:
         colour = alt.Color("name:N", scale=alt.Scale(domain=names, range=[look.color for look in looks]), legend=None)
         dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=[look.dash for look in looks]), legend=None)
         shape = alt.Shape("name:N", scale=alt.Scale(domain=names, range=[look.marker for look in looks]), legend=None)

@@ -7,7 +7,7 @@ comes out), or ``arithmetic``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import pairwise
 from multiprocessing import get_context
@@ -179,7 +179,7 @@ THRESHOLD = 0.5  # s/token
 
 
 def fig12(results: Results) -> dict[str, Any]:
-    series = [
+    series: list[dict[str, Any]] = [
         {
             "name": LABELS[policy],
             "points": [[rate, results["curve", policy, rate]["normalised_latency"]] for rate in runs.RATES[policy]],
@@ -211,7 +211,7 @@ def fig12(results: Results) -> dict[str, Any]:
                   x="requests/s", y="s/token")  # fmt: skip
 
 
-def rate_at(points: list[list[float]], latency: float) -> float | None:
+def rate_at(points: Sequence[Sequence[float]], latency: float) -> float | None:
     """The rate at which the curve first crosses ``latency``; None if it does not within the measured rates."""
     if points[0][1] >= latency:
         return None
