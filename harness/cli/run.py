@@ -137,6 +137,8 @@ def run_plan(
         )
         for line in reasons(summary.cells):
             typer.echo(line)
+        for search in summary.searches:
+            typer.echo(f"{search.engine}, {search.workload}: {search.sentence}")
         typer.echo(str(path or out))
     leave(summary, interrupted)
 

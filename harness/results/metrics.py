@@ -47,7 +47,7 @@ def summarise(run: Run) -> Summary:
         outputs[cell.cell_id] = _outputs(data)
     for summary, cell in zip(summaries, run.manifest.cells, strict=True):
         summary.tokens_identical_to.update(identical_outputs(cell, run.manifest.cells, outputs))
-    return Summary(run_id=run.manifest.run_id, cells=summaries)
+    return Summary(run_id=run.manifest.run_id, cells=summaries, searches=run.manifest.searches)
 
 
 def distribution(values: Floats) -> Distribution:

@@ -341,3 +341,4 @@ class Summary(Strict):
     schema_version: int = SCHEMA_VERSION
     run_id: str
     cells: list[CellSummary]
+    searches: list[SearchInfo] = Field(default_factory=list)

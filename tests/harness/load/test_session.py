@@ -128,8 +128,9 @@ async def test_a_search_finds_the_concurrency_that_the_engine_serves_at_once(ser
     # Served at once it takes 0.1 s, after one wait 0.2 s: a busy machine has 70 ms before it changes the answer.
     goal = {"over": "concurrency", "attainment": 0.8, "limit": 16}
     asked = plan(server.url, workloads="chat:scale=0.02", num_requests=30, slo={"e2e": 170.0}, find_max=goal)
-    quiet, _ = await run(asked, tmp_path / "run")
+    quiet, summary = await run(asked, tmp_path / "run")
     (found,) = load_run(tmp_path / "run").manifest.searches
+    assert summary.searches == [found]
     assert (found.best, found.refuted) == (3, 4), quiet.notes
     assert found.sentence in quiet.notes[-1]
     assert {probe.level for probe in found.probes} >= {1, 2, 3, 4}
