@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,17 +20,18 @@ from harness.load.cell import CellPlan, CellRun
 from harness.load.client import Client
 from harness.load.client_options import ClientOptions
 from harness.load.engine_room import ReadyEngine, check_recipes, context_limit, ready_engine, scrapers_of, token_counter
+from harness.load.levels import MeasureLevel, climb, find_max, search_info
 from harness.load.plan import EngineAsked, FindMax, RunPlan
 from harness.load.portable import PortableClient
 from harness.load.progress import Progress
 from harness.load.ray_team import RayRun
 from harness.load.schedule import Chapter, Schedule, chapters
-from harness.load.search import MaxSearch, Staircase, requests_to_pass
+from harness.load.search import requests_to_pass
 from harness.load.workers import WorkersRun
 from harness.results.cells import CellData
 from harness.results.metrics import summarise, summarise_cell
 from harness.results.reader import load_run
-from harness.results.schema import CellInfo, CellSummary, ProbeInfo, RunManifest, RunStatus, SearchInfo, Summary
+from harness.results.schema import CellInfo, RunManifest, RunStatus, Summary
 from harness.results.slo import attainment
 from harness.results.writer import RunWriter, write_summary
 from harness.telemetry.machine import describe_machine
@@ -246,42 +247,32 @@ class Session:
 
     async def _climb(self, chapter: Chapter, cells: Cells) -> None:
         """Rising levels until throughput stops rising."""
-        stairs = Staircase([load.concurrency or 1 for load in chapter.loads])
-        loads = {load.concurrency: load for load in chapter.loads}
-        while (level := stairs.next_level()) is not None:
-            speeds = []
-            for repeat in range(self._plan.repeats):
-                cell_id = await self._measure(chapter, loads[level], repeat, cells)
-                if self._interrupted:
-                    return
-                speeds.append(self._summary_of(cell_id).output_tokens_per_s)
-            known = [speed for speed in speeds if speed is not None]
-            stairs.observe(level, sum(known) / len(known) if known else None)
-        if stairs.knee is not None:
-            self._display.note(f"{cells.engine}: {chapter.workload.name} gains nothing beyond {stairs.knee} at once")
+        knee = await climb(chapter.loads, self._plan.repeats, self._levels(chapter, cells), self._speed_of)
+        if knee is not None:
+            self._display.note(f"{cells.engine}: {chapter.workload.name} gains nothing beyond {knee} at once")
 
     async def _search(self, goal: FindMax, chapter: Chapter, cells: Cells) -> None:
         """The highest level at which enough requests meet every SLO."""
-        search = goal.search()
         number = chapter.asked.num_requests or self._plan.num_requests
         if number is None and self._plan.duration is None:
             number = PROBE_MARGIN * requests_to_pass(goal.attainment, goal.confidence)
-        while (level := search.next_level()) is not None:
-            load = Load("poisson", rate=level) if goal.over == "rate" else Load("closed", concurrency=int(level))
-            tries = search.probes[level].tries if level in search.probes else 0
-            enough = number if goal.over == "rate" else max(number or 0, 2 * int(level)) or None
-            cell_id = await self._measure(chapter, load, tries, cells, enough)
-            if self._interrupted:
-                return
-            good, total = attainment(self._data_of(cell_id), self._plan.slo)
-            search.observe(level, good, total)
-            low, high = search.interval(level)
-            self._display.note(f"{cell_id}: {good}/{total} met the SLO ({low:.1%} to {high:.1%})")
+        search = goal.search()
+        if not await find_max(search, number, self._levels(chapter, cells), self._attainment_of, self._display.note):
+            return
         found = search_info(search, cells.engine, chapter.workload.name, self._plan.slo)
         others = [s for s in self._manifest.searches if (s.engine, s.workload) != (found.engine, found.workload)]
         self._manifest.searches = [*others, found]
         self._writer.save_manifest()
         self._display.note(f"{found.engine}, {found.workload}: {found.sentence}")
+
+    def _levels(self, chapter: Chapter, cells: Cells) -> MeasureLevel:
+        """Runs one cell of a level and gives its id; None once the user has interrupted."""
+
+        async def measure(load: Load, repeat: int, number: int | None) -> str | None:
+            cell_id = await self._measure(chapter, load, repeat, cells, number)
+            return None if self._interrupted else cell_id
+
+        return measure
 
     async def _measure(self, chapter: Chapter, load: Load, repeat: int, cells: Cells, number: int | None = None) -> str:
         """Run one cell, unless it is complete from before or the user has interrupted; its id.
@@ -314,8 +305,11 @@ class Session:
         run = load_run(self._writer.path)
         return CellData.of(run, next(cell for cell in run.manifest.cells if cell.cell_id == cell_id))
 
-    def _summary_of(self, cell_id: str) -> CellSummary:
-        return summarise_cell(self._data_of(cell_id), self._manifest)
+    def _speed_of(self, cell_id: str) -> float | None:
+        return summarise_cell(self._data_of(cell_id), self._manifest).output_tokens_per_s
+
+    def _attainment_of(self, cell_id: str) -> tuple[int, int]:
+        return attainment(self._data_of(cell_id), self._plan.slo)
 
     def _cell_run(self, plan: CellPlan, cells: Cells) -> CellRun | WorkersRun | RayRun:
         """The cell, driven by this process or by workers."""
@@ -373,29 +367,6 @@ class Session:
         self._display.cell_ended(cell, run.progress)
         if watch.error is not None:
             raise watch.error
-
-
-def search_info(search: MaxSearch, engine: str, workload: str, slo: Mapping[str, float]) -> SearchInfo:
-    """A finished search for the record."""
-    probes = []
-    for level, probe in sorted(search.probes.items()):
-        low, high = search.interval(level)
-        probes.append(
-            ProbeInfo(
-                level=level, good=probe.good, total=probe.total, low=low, high=high, verdict=search.verdict(level)
-            )
-        )
-    return SearchInfo(
-        engine=engine,
-        workload=workload,
-        over=search.over,
-        attainment=search.attainment,
-        confidence=search.confidence,
-        best=search.best,
-        refuted=search.refuted,
-        sentence=search.sentence(", ".join(f"{name} <= {limit:g} ms" for name, limit in slo.items())),
-        probes=probes,
-    )
 
 
 def _own_version() -> str:
