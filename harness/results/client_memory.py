@@ -8,7 +8,8 @@
                                                               the prompt waits or is computed cannot be seen
 
 The curve is therefore a lower bound while prompts are computed, and exact otherwise for engines that drop a request's
-KV when it ends.  Prompt tokens that the server reports as cached are shared with someone and count once, elsewhere.
+KV when it ends.  Prompt tokens that the server reports as cached count once, elsewhere: someone who runs is taken to share
+them.  Not so in later turns of a conversation, whose cached tokens are their own history.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def live_curve(data: CellData) -> Series | None:
     first, done = data.column("t_first"), data.column("t_done")
     prompt = data.column("prompt_tokens")
     prompt = np.where(np.isnan(prompt), data.column("planned_prompt_tokens"), prompt)
-    own = prompt - np.nan_to_num(data.column("cached_tokens"))
+    is_later_turn = data.column("turn") > 0
+    own = prompt - np.where(is_later_turn, 0.0, np.nan_to_num(data.column("cached_tokens")))
     known = ~np.isnan(first) & ~np.isnan(done) & ~np.isnan(own)
     if not known.any():
         return None

@@ -96,6 +96,12 @@ def test_cached_prompt_tokens_count_once() -> None:
     assert curve.v.max() == 146 - 60
 
 
+def test_the_cached_history_of_a_conversation_is_its_own() -> None:
+    curve = live_curve(data_of(two_requests(cached_tokens=60, turn=1, conversation=0)))
+    assert curve is not None
+    assert curve.v.max() == 146
+
+
 def test_use_of_a_pool_that_the_engine_does_not_tell() -> None:
     log = two_requests()
     run = log.run()
