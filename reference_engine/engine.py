@@ -35,7 +35,7 @@ from reference_engine.logprobs import PromptScores
 from reference_engine.outputs import EngineStats, EngineTimes, PromptLogprobs, SequenceOutput, TokenLogprob
 from reference_engine.penalties import ending_ids
 from reference_engine.plan import StepPlan
-from reference_engine.plan_log import PlanLog, Runner, StepLogits
+from reference_engine.plan_log import PlanLog, Runner, StepLogits, describe_holders
 from reference_engine.request import FinishReason, Request, RequestRejected, Sequence
 from reference_engine.sampler import FAULT, Draw, Sampled, Sampler
 from reference_engine.scheduler import Scheduler
@@ -225,7 +225,7 @@ class Engine:
         """Log a step and hand it to the device."""
         try:
             if self._plan_log is not None:
-                self._plan_log.write(plan)
+                self._plan_log.write(plan, describe_holders(plan, self.scheduler, self.cache_config))
             return _Launched(plan, self._runner.execute(plan))
         except Exception as error:
             return _Launched(plan, error)

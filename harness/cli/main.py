@@ -67,6 +67,8 @@ COMMANDS: dict[str, Entry] = {
     "validate": Entry(
         "harness.cli.validate:validate", "Check a YAML file without running it; print its schedule and digests."
     ),
+    "simulate": Entry("harness.cli.simulate:simulate", "Run the scheduler and policies in virtual time; fit profiles."),
+    "blockmap": Entry("harness.cli.blockmap:blockmap", "Draw who holds each KV block at one step of a plan log."),
     "paper": Entry("harness.cli.paper:paper", "Reproduce the PagedAttention paper's memory figures by simulation."),
     "kernels": Entry("harness.cli.kernels:kernels", "Check and time the attention kernels on this device."),
 }

@@ -1,0 +1,156 @@
+"""The block map: which request holds which physical block at one step of a plan log.
+
+::
+
+    one square a block, in the order of the pool     colour and letter: the request       number: holders of a shared block
+    thick edge: written by this step                 dashed: reserved, still empty      bare: free, or cached without a holder
+
+A log is what ``pagedbench serve --log-plans FILE`` writes, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from reports.shell import render_page
+from reports.style import SERIES
+
+CELL, COLUMNS = 18, 48
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class BlockMapError(ValueError):
+    """The log has no such step, or is not a log.  The message is for the user."""
+
+
+@dataclass(slots=True)
+class Block:
+    """Who holds one physical block."""
+
+    holders: list[int] = field(default_factory=list)  # seq_ids
+    reserved: bool = False
+    written: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMap:
+    """All blocks at one step."""
+
+    step: int
+    block_size: int
+    blocks: list[Block]
+    requests: dict[int, str]  # seq_id -> request
+
+    @property
+    def shared(self) -> int:
+        """Blocks with more than one holder."""
+        return sum(1 for block in self.blocks if len(block.holders) > 1)
+
+
+def read_step(lines: Iterable[str], step: int | None) -> dict[str, Any]:
+    """The log's line of ``step``, or its last one.  Raises BlockMapError."""
+    found: dict[str, Any] | None = None
+    first = last = None
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+            at = line["step"]
+        except (ValueError, KeyError, TypeError):
+            raise BlockMapError(f"line {number} is not a step plan; give a file that serve --log-plans wrote") from None
+        first = at if first is None else first
+        last = at
+        if step is None or at == step:
+            found = line
+    if found is None:
+        raise BlockMapError(
+            "the log is empty" if last is None else f"the log has the steps {first} to {last}, but not {step}"
+        )
+    if "num_blocks" not in found:
+        raise BlockMapError("the log does not say who holds what; it was written by an older version")
+    return found
+
+
+def block_map(line: Mapping[str, Any]) -> BlockMap:
+    """The map of one line of a log."""
+    size = line["block_size"]
+    blocks = [Block() for _ in range(line["num_blocks"])]
+    tables = {int(seq): table for seq, table in line["held"].items()}
+    for part in line["seqs"]:
+        tables[part["seq_id"]] = part["block_table"]
+        end = part["start"] + len(part["tokens"])
+        for block in part["block_table"][part["start"] // size : -(-end // size)]:
+            blocks[block].written = True
+    for seq, table in sorted(tables.items()):
+        for block in table:
+            if block >= 0:
+                blocks[block].holders.append(seq)
+    for seq, reserved in line["reserved"].items():
+        for block in reserved:
+            blocks[block].holders.append(int(seq))
+            blocks[block].reserved = True
+    return BlockMap(line["step"], size, blocks, {int(seq): name for seq, name in line["owners"].items()})
+
+
+def draw_block_map(found: BlockMap) -> str:
+    """SVG of the map, coloured by the classes of the pages' style sheet."""
+    names = sorted(set(found.requests.values()), key=list(found.requests.values()).index)
+    rank = {name: index for index, name in enumerate(names)}
+    rows = -(-len(found.blocks) // COLUMNS)
+    width, height = COLUMNS * CELL + 2, rows * CELL + 2
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Block map of step {found.step}">'
+    ]
+    for index, block in enumerate(found.blocks):
+        x, y = index % COLUMNS * CELL + 1, index // COLUMNS * CELL + 1
+        parts.append(_cell(found, block, index, x, y, rank))
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def _cell(found: BlockMap, block: Block, index: int, x: int, y: int, rank: Mapping[str, int]) -> str:
+    box = f'x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}"'
+    if not block.holders:
+        return f'<rect {box} fill="none" stroke="var(--line)"><title>block {index}: no holder</title></rect>'
+    name = found.requests.get(block.holders[0], f"sequence {block.holders[0]}")
+    number = rank.get(name, 0)
+    fill = "none" if block.reserved else f"var(--{SERIES[number % len(SERIES)].css})"
+    edge = "var(--text)" if block.written else f"var(--{SERIES[number % len(SERIES)].css})"
+    dash = ' stroke-dasharray="2 2"' if block.reserved else ""
+    state = "reserved, " if block.reserved else "written by this step, " if block.written else ""
+    held = ", ".join(f"{found.requests.get(seq, '?')} (sequence {seq})" for seq in block.holders)
+    label = str(len(block.holders)) if len(block.holders) > 1 else LETTERS[number % len(LETTERS)]
+    weight = "700" if len(block.holders) > 1 else "400"
+    ink = "var(--text)" if block.reserved else "var(--surface)"
+    stroke = f'stroke="{edge}" stroke-width="{2.5 if block.written else 1}"'
+    return (
+        f'<g><rect {box} fill="{fill}" {stroke}{dash}/>'
+        f'<text x="{x + CELL / 2 - 1}" y="{y + CELL / 2 + 3}" text-anchor="middle" font-size="10" font-weight="{weight}" '
+        f'fill="{ink}">{label}</text><title>block {index}: {state}{escape(held)}</title></g>'
+    )
+
+
+def render_block_map(line: Mapping[str, Any]) -> str:
+    """The page of one step as HTML."""
+    found = block_map(line)
+    counts: dict[str, list[int]] = {}
+    for block in found.blocks:
+        for seq in dict.fromkeys(block.holders):
+            row = counts.setdefault(found.requests.get(seq, f"sequence {seq}"), [0, 0, 0])
+            row[0] += not block.reserved
+            row[1] += len(block.holders) > 1
+            row[2] += block.reserved
+    names = sorted(set(found.requests.values()), key=list(found.requests.values()).index)
+    rows = [
+        {"letter": LETTERS[index % len(LETTERS)], "css": SERIES[index % len(SERIES)].css, "name": name,
+         "held": counts.get(name, [0, 0, 0])[0], "shared": counts.get(name, [0, 0, 0])[1],
+         "reserved": counts.get(name, [0, 0, 0])[2]}
+        for index, name in enumerate(names)
+    ]  # fmt: skip
+    held = sum(1 for block in found.blocks if block.holders)
+    context = {"map": found, "rows": rows, "held": held, "total": len(found.blocks)}
+    return render_page("block_map.html.j2", {**context, "picture": Markup(draw_block_map(found))})
