@@ -49,7 +49,7 @@ def calibrate(lines: Iterable[str], base: Profile, name: str) -> Calibration:
     fitted = rows @ coefficients
     spread = float(((measured - measured.mean()) ** 2).sum())
     r_squared = 1 - float(((measured - fitted) ** 2).sum()) / spread if spread else 1.0
-    values = dict(zip(_NAMES, map(float, coefficients), strict=True))
+    values: dict[str, Any] = dict(zip(_NAMES, map(float, coefficients), strict=True))
     source = f"measured: least squares over {len(measured)} steps of a plan log"
     profile = replace(
         base,
