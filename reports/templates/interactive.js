@@ -25,7 +25,7 @@
     const spec = JSON.parse(paint(figure.querySelector("script.spec").textContent));
     const theme = dark.matches ? "dark" : undefined;
     const result = await vegaEmbed(box, spec, {
-      actions: false, renderer: "svg", ast: true, logLevel: vega.Error, tooltip: { theme: theme }, // ast: no eval, as the page's policy asks
+      actions: false, renderer: "svg", ast: true, logLevel: 1 /* errors only */, tooltip: { theme: theme }, // ast: no eval, as the page's policy asks
     });
     plot.replaceChildren(...box.childNodes);
     plot.classList.add("live");
