@@ -55,8 +55,12 @@ def _view(node: dict[str, Any], zoomed: list[int], inside_facet: bool) -> None:
     if not layers:
         return
     targets = [_target(layer) for layer in layers if _mark(layer) in _LINES and _has(layer, "engine")]
+    # Layers on the same rows are filtered together: Vega-Lite then sees one source, and facets keep their sizes.
+    is_shared = isinstance(node.get("layer"), list) and not any("data" in layer for layer in layers)
+    if is_shared and any(_has(layer, "engine") for layer in layers):
+        node.setdefault("transform", []).append(_shown_engines())
     for layer in layers:
-        _unit(layer)
+        _unit(layer, is_filtered=is_shared)
     if targets and isinstance(node.get("layer"), list):
         node["layer"].extend(targets)
     if not inside_facet and _is_quantitative(layers[0]):
@@ -79,14 +83,18 @@ def _is_quantitative(layer: dict[str, Any]) -> bool:
     return all(isinstance(encoding.get(c), dict) and encoding[c].get("type") == "quantitative" for c in ("x", "y"))
 
 
-def _unit(layer: dict[str, Any]) -> None:
+def _shown_engines() -> dict[str, str]:
+    return {"filter": f"indexof({HIDDEN}, datum.engine) < 0"}
+
+
+def _unit(layer: dict[str, Any], is_filtered: bool) -> None:
     mark = layer.get("mark")
     mark = mark if isinstance(mark, dict) else {"type": mark}
     if mark.get("type") != "text":
         mark["tooltip"] = {"content": "data"}
     layer["mark"] = mark
-    if _has(layer, "engine"):
-        layer.setdefault("transform", []).append({"filter": f"indexof({HIDDEN}, datum.engine) < 0"})
+    if not is_filtered and _has(layer, "engine"):
+        layer.setdefault("transform", []).append(_shown_engines())
 
 
 def _target(line: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +103,7 @@ def _target(line: dict[str, Any]) -> dict[str, Any]:
     target = {"mark": {"type": "point", "filled": True, "size": 90, "opacity": 0}, "encoding": encoding}
     if "data" in line:
         target["data"] = line["data"]
-    _unit(target)
+    _unit(target, is_filtered="data" not in line)
     return target
 
 

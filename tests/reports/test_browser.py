@@ -269,7 +269,9 @@ def test_the_interactive_page_is_offline_silent_and_within_its_size(browser: Pag
     assert live_page.stat().st_size <= 1_500_000
     browser.show(live_page)
     assert wait_for_charts(browser) == live_page.read_text().count('class="spec"') == 18
-    assert browser.driver.get_log("browser") == []
+    # Vega-Lite warns of every layered facet with its own y axes, whatever its data; the bars are such facets.
+    logged = [entry["message"] for entry in browser.driver.get_log("browser")]
+    assert [message for message in logged if "faceted independent scales that union domain" not in message] == []
     assert [url for url in browser.requests() if not url.startswith(("data:", "blob:"))] == [live_page.as_uri()]
 
 
