@@ -334,7 +334,9 @@ def test_an_interactive_page_embeds_the_bundle_once_and_its_charts_as_data(demo_
     for spec in map(json.loads, specs):
         assert any(param["name"] == "hidden_engines" for param in spec["params"])
         assert "tooltip" in json.dumps(spec)
-    assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)=(?!"data:,")""", text)
+    # The bundle's own code builds tags with addresses for tooltips with pictures; the page's markup has none.
+    markup = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+    assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)=(?!"data:,")""", markup)
 
 
 def test_a_figure_shows_itself_in_a_notebook(demo_run: Path) -> None:
