@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 BLOCK_SIZE_RANGE = (1, 256)
+DEFAULT_WATERMARK = 0.01
 
 KVPolicy = Literal["paged", "contiguous", "static", "orca-max", "orca-pow2", "orca-oracle"]
 QueueOrder = Literal["fcfs", "priority"]
+Preemption = Literal["recompute", "swap", "auto"]
+PrefixIndex = Literal["hash", "radix"]
 
 
 class ConfigError(ValueError):
@@ -57,6 +60,13 @@ class ModelConfig:
         """Sliding window of ``layer`` in tokens, or None for full attention."""
         return self.sliding_windows[layer] if self.sliding_windows else None
 
+    @property
+    def kv_window(self) -> int | None:
+        """Most recent positions whose K/V some layer can still read; None if a layer attends all of them."""
+        widths = [self.window(layer) for layer in range(self.num_layers)]
+        known = [width for width in widths if width is not None]
+        return max(known) if known and len(known) == len(widths) else None
+
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of K and V that one token occupies over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
@@ -69,11 +79,17 @@ class CacheConfig:
     num_blocks: int
     block_size: int = 16
     prefix_caching: bool = True
+    num_host_blocks: int = 0  # blocks in host memory that keep the K/V of sequences preempted by swap
+    prefix_index: PrefixIndex = "hash"  # how cached prefixes are found
+    # Positions a query attends, itself included, where every layer has a window: blocks behind the largest are freed.
+    window: int | None = None
 
     def __post_init__(self) -> None:
         low, high = BLOCK_SIZE_RANGE
         if not low <= self.block_size <= high:
             raise ConfigError(f"block size {self.block_size} is outside {low}..{high}; choose one inside")
+        if self.num_host_blocks < 0:
+            raise ConfigError(f"the host pool cannot have {self.num_host_blocks} blocks; raise --swap-space")
         if self.num_blocks < 1:
             raise ConfigError(f"a KV pool needs at least 1 block, not {self.num_blocks}; raise --kv-memory")
 
@@ -81,6 +97,18 @@ class CacheConfig:
     def num_slots(self) -> int:
         """Token slots in the whole pool."""
         return self.num_blocks * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class PreemptionCost:
+    """What the two ways to preempt cost on this machine, for ``preemption = "auto"``.  Any one unit of time.
+
+    ``auto`` swaps a victim iff ``2 * blocks * swap_block < tokens * recompute_token``: each of its blocks is copied out
+    and in, against computing again the tokens that nobody else keeps in the cache.
+    """
+
+    recompute_token: float
+    swap_block: float  # one block, one way
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +122,9 @@ class SchedulerConfig:
     order: QueueOrder = "fcfs"
     max_waiting: int = 1024  # sequences queued but not running; one more is refused (HTTP 429)
     # Share of the pool kept free when a waiting sequence is admitted, so that running ones can grow (no thrash).
-    watermark: float = 0.01
+    watermark: float = DEFAULT_WATERMARK
+    preemption: Preemption = "recompute"
+    preemption_cost: PreemptionCost | None = None  # None: auto takes swap whenever the host pool has room
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_waiting"):

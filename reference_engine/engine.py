@@ -186,6 +186,9 @@ class Engine:
                 "requests_running": scheduler.num_running,
                 "requests_waiting": scheduler.num_waiting,
                 "preemptions_total": counters.preemptions,
+                "preemptions_swapped_total": counters.swaps,
+                "recomputed_tokens_total": counters.recomputed_tokens,
+                **self._swap_stats(),
                 "kv_usage": ledger.allocated / ledger.total,
                 "kv_slots_reserved": ledger.total,
                 "kv_slots_allocated": ledger.allocated,
@@ -206,6 +209,22 @@ class Engine:
                 "prefix_cache_hits_total": counters.prefix_hits,
             }
         )
+
+    def reset_cache(self) -> int:
+        """Forget all cached prefixes; what runs goes on.  Returns how many blocks were forgotten."""
+        return self.scheduler.reset_cache()
+
+    def _swap_stats(self) -> dict[str, float]:
+        host = self.scheduler.kv.host_usage()
+        block_bytes = self.cache_config.block_size * self.limits.kv_bytes_per_token
+        return {
+            "kv_host_blocks": host.total,
+            "kv_host_blocks_used": host.used,
+            "swap_out_blocks_total": host.blocks_out,
+            "swap_in_blocks_total": host.blocks_in,
+            "swap_out_bytes_total": host.blocks_out * block_bytes,
+            "swap_in_bytes_total": host.blocks_in * block_bytes,
+        }
 
     def _check(self, request: Request) -> None:
         """What the scheduler cannot know: which token ids exist."""

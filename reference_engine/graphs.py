@@ -126,7 +126,7 @@ class GraphRunner(ModelRunner):
         size = self._graph_size(plan)
         if size is None:
             return super().execute(plan)
-        self._copy_blocks(plan.copies)
+        self._move_blocks(plan)
         self._fill(plan, size)
         self._replay_of(size)()
         return StepLogits(self._logits[: len(plan.seqs)], {})
@@ -141,7 +141,7 @@ class GraphRunner(ModelRunner):
             return
         pairs = torch.tensor([(copy.source, copy.target) for copy in copies], device=self.device)
         for layer in self.layers:
-            for pool in (layer.key, layer.value):
+            for pool in layer.tensors():
                 copy_blocks_launch(pool, pool, pairs).run()
 
     def _graph_size(self, plan: StepPlan) -> int | None:

@@ -52,6 +52,9 @@ class StepPlan:
     seqs: tuple[ScheduledSeq, ...]
     copies: tuple[BlockCopy, ...] = ()
     preempted: tuple[int, ...] = ()  # seq_ids that lost their blocks while this plan was made
+    # Before anything else, in this order; ids of host blocks are numbers of their own.
+    swap_out: tuple[BlockCopy, ...] = ()  # device block -> host block
+    swap_in: tuple[BlockCopy, ...] = ()  # host block -> device block
 
     @property
     def num_tokens(self) -> int:
@@ -89,4 +92,6 @@ class StepPlan:
             ),
             copies=tuple(BlockCopy(c["source"], c["target"]) for c in raw["copies"]),
             preempted=tuple(raw["preempted"]),
+            swap_out=tuple(BlockCopy(c["source"], c["target"]) for c in raw.get("swap_out", ())),
+            swap_in=tuple(BlockCopy(c["source"], c["target"]) for c in raw.get("swap_in", ())),
         )

@@ -12,6 +12,7 @@ from reference_engine.batch import StepTensors, build
 from reference_engine.config import CacheConfig, ConfigError, ModelConfig
 from reference_engine.models.llama import Attend, LlamaModel
 from reference_engine.plan import BlockCopy, StepPlan
+from reference_engine.swap_copies import HostPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,12 @@ class ModelRunner:
             raise ConfigError(
                 f"cannot allocate {self.kv_bytes / 2**30:.2f} GiB of KV memory on {device}; lower --kv-memory"
             ) from None
+        self.host = HostPool(self.layers, cache.num_host_blocks) if cache.num_host_blocks else None
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepLogits:
-        """Apply the plan's block copies, compute its rows, return the logits that it needs."""
-        self._copy_blocks(plan.copies)
+        """Apply the plan's swaps and block copies, compute its rows, return the logits that it needs."""
+        self._move_blocks(plan)
         if plan.is_empty:
             return StepLogits(torch.empty((0, self.model_config.vocab_size), device=self.device), {})
         step = build(plan, self.cache.block_size, self.device)
@@ -109,6 +111,13 @@ class ModelRunner:
 
         return attend
 
+    def _move_blocks(self, plan: StepPlan) -> None:
+        """All that happens to whole blocks before the step computes, in the order that the plan promises."""
+        if self.host is not None:
+            self.host.swap_out(plan.swap_out)
+            self.host.swap_in(plan.swap_in)
+        self._copy_blocks(plan.copies)
+
     def _copy_blocks(self, copies: tuple[BlockCopy, ...]) -> None:
         if not copies:
             return
@@ -119,5 +128,5 @@ class ModelRunner:
 
 
 def _copy_within(layer: KVCacheLayer, sources: Tensor, targets: Tensor) -> None:
-    for pool in (layer.key, layer.value):
+    for pool in layer.tensors():
         pool.index_copy_(0, targets, pool.index_select(0, sources))

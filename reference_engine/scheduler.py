@@ -8,9 +8,10 @@ token budget (``max_num_batched_tokens``).  In order of claim:
    ones, most urgent first.  A waiting sequence is admitted if all its known tokens fit beside what running ones still
    need and a watermark.  Under FCFS everyone who runs is ahead of everyone who waits.
 
-When a running sequence finds no free block, the least urgent running sequence loses all of its own (preemption by
-recompute: it waits again with ``computed = 0`` and keeps its tokens; blocks of its that stay cached are found
-again).  A sequence never takes blocks from a more urgent one: it computes what fits, or pauses and keeps its blocks.
+When a running sequence finds no free block, the least urgent running sequence loses all of its own: it waits again
+with ``computed = 0`` and keeps its tokens.  Preemption by recompute gives its blocks up (those that stay cached are
+found again); preemption by swap copies them to host blocks, from where its next admission brings them
+back.  A sequence never takes blocks from a more urgent one: it computes what fits, or pauses and keeps its blocks.
 So memory never holds up the most urgent sequence, and nothing is admitted while anyone is short of blocks, unless it
 is more urgent by priority.
 
@@ -58,6 +59,7 @@ class SchedulerStats:
     steps: int
     preemptions: int
     recomputed_tokens: int  # computed once more after a preemption
+    swaps: int  # preemptions that went to the host pool
     prefix_queries: int
     prefix_hits: int
     prompt_tokens: int  # of sequences whose prompt is complete (computed or found in the cache)
@@ -101,7 +103,7 @@ class Scheduler:
         self._next_seq_id = 0
         self._arrivals = 0
         self._in_flight: list[StepPlan] = []  # at most two: a step and the one planned ahead of its tokens
-        self._steps = self._preemptions = self._recomputed = 0
+        self._steps = self._preemptions = self._recomputed = self._swaps = 0
         self._prefix_queries = self._prefix_hits = self._prompt_tokens = self._generation_tokens = 0
 
     # ---------------------------------------------------------------- requests
@@ -151,6 +153,7 @@ class Scheduler:
             self._leave_running(entry)
         else:
             self._waiting.remove(entry)
+            self.kv.free(sequence.seq_id)  # it may have host blocks
         sequence.finish_reason = reason
 
     @property
@@ -281,6 +284,7 @@ class Scheduler:
             steps=self._steps,
             preemptions=self._preemptions,
             recomputed_tokens=self._recomputed,
+            swaps=self._swaps,
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
             prompt_tokens=self._prompt_tokens,
@@ -314,6 +318,10 @@ class Scheduler:
             if sequence.computed + sequence.scheduled > sequence.known + drawn_ahead:
                 raise AuditError(f"sequence {sequence.seq_id} has computed more tokens than are known")
         self.kv.audit()
+
+    def reset_cache(self) -> int:
+        """Forget all cached prefixes; running sequences keep their blocks.  Returns how many blocks were forgotten."""
+        return self.kv.reset_cache()
 
     # ---------------------------------------------------------------- admission of requests
 
@@ -362,20 +370,34 @@ class Scheduler:
     def _preempt(self, draft: _Draft, victim: Entry, beneficiary: Entry) -> None:
         draft.drop(victim)
         draft.preempted.append(victim.sequence.seq_id)
-        self._leave_running(victim)
+        self._leave_running(victim, swap=self._prefers_swap(victim.sequence))
         victim.sequence.computed = 0
         victim.sequence.preemptions += 1
         victim.losses += beneficiary.age > victim.age
         self._preemptions += 1
         self._waiting.push(victim)
 
-    def _leave_running(self, entry: Entry) -> None:
-        """The one place where a sequence gives up its blocks and seats."""
+    def _prefers_swap(self, sequence: Sequence) -> bool:
+        """Whether a victim goes to the host pool; see ``PreemptionCost`` for the rule of ``auto``."""
+        if self.config.preemption == "recompute" or not self.kv.can_swap_out(sequence):
+            return False
+        cost = self.config.preemption_cost
+        if self.config.preemption == "swap" or cost is None:
+            return True
+        blocks, tokens = self.kv.loss(sequence)
+        return 2 * blocks * cost.swap_block < tokens * cost.recompute_token
+
+    def _leave_running(self, entry: Entry, swap: bool = False) -> None:
+        """The one place where a sequence gives up its device blocks and seats."""
         self._running.remove(entry)
         entry.running = False
         entry.sequence.scheduled = 0
         self._seats -= entry.continuations
-        self.kv.free(entry.sequence.seq_id)
+        if swap:
+            self._swaps += 1
+            self.kv.swap_out(entry.sequence)
+        else:
+            self.kv.free(entry.sequence.seq_id)
 
     def _schedule_waiting(self, draft: _Draft, before: Entry | None = None) -> None:
         """Admit from the queue, all that outrank ``before`` or all, until one of them does not fit."""
@@ -442,8 +464,7 @@ class Scheduler:
 
     def _admit(self, draft: _Draft, entry: Entry, prefix: list[CachedBlock]) -> None:
         sequence = entry.sequence
-        self.kv.admit(sequence, prefix, entry.continuations)
-        sequence.computed = sum(len(block.tokens) for block in prefix)
+        sequence.computed = self.kv.admit(sequence, prefix, entry.continuations)
         if not entry.admitted:
             entry.admitted = True
             sequence.cached = sequence.computed
@@ -454,7 +475,7 @@ class Scheduler:
         entry.running = True
         self._running.add(entry)
         self._seats += entry.continuations
-        num_tokens = min(sequence.known - sequence.computed, draft.budget)
+        num_tokens = min(sequence.known - sequence.computed, draft.budget, self.kv.num_writable(sequence))
         self.kv.allocate(sequence, sequence.computed + num_tokens)
         draft.pick(entry, num_tokens)
 
@@ -474,7 +495,8 @@ class Scheduler:
                     prompt_logprobs=self._wants_prompt_rows(entry) and end > entry.rows_returned,
                 )
             )
-        plan = StepPlan(self._steps, tuple(parts), self.kv.take_copies() if parts else (), tuple(draft.preempted))
+        swap_out, swap_in = self.kv.take_swaps()
+        plan = StepPlan(self._steps, tuple(parts), self.kv.take_copies(), tuple(draft.preempted), swap_out, swap_in)
         if parts:
             self._steps += 1
             self._in_flight.append(plan)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.errors import CliError
-from reference_engine.config import ConfigError, KVPolicy, QueueOrder
+from reference_engine.config import ConfigError, KVPolicy, Preemption, PrefixIndex, QueueOrder
 from reference_engine.server.options import HELP, Attention, Device, DType, ServerOptions
 
 DEFAULT = ServerOptions()
@@ -27,6 +27,10 @@ def serve(
     max_num_seqs: Annotated[int | None, typer.Option(help=HELP["max_num_seqs"])] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help=HELP["max_num_batched_tokens"])] = None,
     prefix_cache: Annotated[bool, typer.Option(help=HELP["prefix_cache"])] = DEFAULT.prefix_cache,
+    prefix_index: Annotated[PrefixIndex, typer.Option(help=HELP["prefix_index"])] = DEFAULT.prefix_index,
+    preemption: Annotated[Preemption, typer.Option(help=HELP["preemption"])] = DEFAULT.preemption,
+    swap_space: Annotated[str | None, typer.Option(help=HELP["swap_space"], metavar="SIZE")] = None,
+    watermark: Annotated[float, typer.Option(help=HELP["watermark"])] = DEFAULT.watermark,
     order: Annotated[QueueOrder, typer.Option(help=HELP["order"])] = DEFAULT.order,
     max_waiting: Annotated[int, typer.Option(help=HELP["max_waiting"])] = DEFAULT.max_waiting,
     max_body_bytes: Annotated[str, typer.Option(help=HELP["max_body_bytes"], metavar="SIZE")] = DEFAULT.max_body_bytes,
@@ -66,6 +70,10 @@ def serve(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             prefix_cache=prefix_cache,
+            prefix_index=prefix_index,
+            preemption=preemption,
+            swap_space=swap_space,
+            watermark=watermark,
             order=order,
             max_waiting=max_waiting,
             max_body_bytes=max_body_bytes,

@@ -35,6 +35,10 @@ class KVCacheLayer:
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything whose first dimension is the block: what moves when a block is copied or swapped."""
+        return self.key, self.value
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:

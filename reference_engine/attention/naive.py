@@ -38,24 +38,28 @@ class NaiveAttention:
         result = torch.empty_like(query)
         first = 0
         for index, (query_len, seq_len) in enumerate(zip(meta.query_lens, meta.seq_lens_list, strict=True)):
-            keys, values = self._contiguous(cache, meta.block_tables[index], seq_len, meta.block_size)
+            first_needed = 0 if window is None else max(0, seq_len - query_len - window + 1)
+            keys, values = self._contiguous(cache, meta.block_tables[index], first_needed, seq_len, meta.block_size)
             for row in range(query_len):
                 position = seq_len - query_len + row
-                low = 0 if window is None else max(0, position - window + 1)
+                low = (0 if window is None else max(0, position - window + 1)) - first_needed
+                high = position + 1 - first_needed
                 for head in range(heads):
                     kv_head = head // (heads // kv_heads)
-                    scores = keys[low : position + 1, kv_head] @ query[first + row, head].to(self.dtype) * scale
+                    scores = keys[low:high, kv_head] @ query[first + row, head].to(self.dtype) * scale
                     if soft_cap is not None:
                         scores = soft_cap * torch.tanh(scores / soft_cap)
                     weights = torch.softmax(scores, dim=0)
-                    result[first + row, head] = (weights @ values[low : position + 1, kv_head]).to(query.dtype)
+                    result[first + row, head] = (weights @ values[low:high, kv_head]).to(query.dtype)
             first += query_len
         return result
 
-    def _contiguous(self, cache: KVCacheLayer, table: Tensor, seq_len: int, block_size: int) -> tuple[Tensor, Tensor]:
-        """K and V of positions 0 .. seq_len - 1, each ``[seq_len, Hkv, D]``."""
+    def _contiguous(
+        self, cache: KVCacheLayer, table: Tensor, first: int, seq_len: int, block_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """K and V of positions first .. seq_len - 1, each ``[seq_len - first, Hkv, D]``."""
         blocks = table.tolist()
-        slots = [(blocks[position // block_size], position % block_size) for position in range(seq_len)]
+        slots = [(blocks[position // block_size], position % block_size) for position in range(first, seq_len)]
         keys = torch.stack([cache.key[block, offset] for block, offset in slots]).to(self.dtype)
         values = torch.stack([cache.value[block, offset] for block, offset in slots]).to(self.dtype)
         if cache.key_scale is not None:

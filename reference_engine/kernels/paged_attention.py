@@ -115,6 +115,8 @@ def _attend_tile(
     value_ptrs = value_ptr + offsets
     if MASKED:
         live = (pos < kv_end)[:, None]
+        if WINDOW > 0:  # a block behind the window is -1 in the table: it may be somebody else's by now
+            live = live & (block_ids >= 0)[:, None]
         if HEAD_DIM != HEAD_DIM_PAD:
             live = live & (offs_d < HEAD_DIM)[None, :]
         k = tl.load(key_ptrs, mask=live, other=0.0)

@@ -107,10 +107,20 @@ class BlockPool:
             self._link_after(self.num_blocks, block)
 
     def mark_cached(self, block: int) -> None:
-        """The prefix cache can now find this held block.  Undone only by eviction."""
+        """The prefix cache can now find this held block, until it is evicted or forgotten."""
         if not self._refs[block]:
             raise AuditError(f"block {block} is free and cannot be registered in the prefix cache")
         self._cached[block] = 1
+
+    def forget(self, block: int) -> None:
+        """The prefix cache cannot find this block any more, though nobody has taken it."""
+        if not self._cached[block]:
+            raise AuditError(f"block {block} is not cached and cannot be forgotten")
+        self._cached[block] = 0
+        if not self._refs[block]:
+            self.num_evictable -= 1
+            self._unlink(block)
+            self._link_after(self.num_blocks, block)
 
     def free_blocks(self) -> Iterator[int]:
         """Free blocks in the order in which they would be taken."""

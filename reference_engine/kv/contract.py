@@ -41,13 +41,24 @@ class BlockTable:
     sequence: Sequence
     blocks: list[int]
     registered: list[CachedBlock] = field(default_factory=list)  # entries of the leading blocks the prefix cache knows
-    sharable: bool = True  # False once a digest collision ended the chain
+    sharable: bool = True  # False once a collision, an eviction behind the window or a reset ended the chain
+    dropped: int = 0  # leading blocks given up because they are behind the sliding window; -1 in `blocks`
     frozen: tuple[int, ...] | None = None  # `blocks` as the plan wants it, until it changes
 
     def as_tuple(self) -> tuple[int, ...]:
         if self.frozen is None:
             self.frozen = tuple(self.blocks)
         return self.frozen
+
+
+@dataclass(frozen=True, slots=True)
+class HostUsage:
+    """Blocks of the host pool, and blocks copied to and from it."""
+
+    total: int = 0
+    used: int = 0
+    blocks_out: int = 0
+    blocks_in: int = 0
 
 
 class KVManager(ABC):
@@ -59,6 +70,7 @@ class KVManager(ABC):
     """
 
     preempts: ClassVar[bool]  # whether running sequences may be evicted to let others grow
+    block_size: int
 
     @property
     @abstractmethod
@@ -89,8 +101,11 @@ class KVManager(ABC):
         """
 
     @abstractmethod
-    def admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int) -> None:
-        """Give the sequence a table that starts with (and holds) ``prefix``.  Only after ``can_admit``."""
+    def admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int) -> int:
+        """Give the sequence a table that starts with (and holds) ``prefix``.  Only after ``can_admit``.
+
+        Returns how many of its tokens are in place: those of the prefix, or all that were swapped out.
+        """
 
     @abstractmethod
     def can_allocate(self, sequence: Sequence, end: int) -> bool:
@@ -122,7 +137,33 @@ class KVManager(ABC):
 
     @abstractmethod
     def free(self, seq_id: int) -> None:
-        """Release everything the sequence holds.  The only release path; a second call does nothing."""
+        """Release everything the sequence holds, on the host too.  The only release path; a second call does nothing."""
+
+    def can_swap_out(self, sequence: Sequence) -> bool:
+        """Whether ``swap_out`` would succeed."""
+        return False
+
+    def swap_out(self, sequence: Sequence) -> None:
+        """Move the computed K/V of an admitted sequence to host blocks and give up its table.  Only after
+        ``can_swap_out``.  ``admit`` brings it back.
+        """
+        raise NotImplementedError
+
+    def take_swaps(self) -> tuple[tuple[BlockCopy, ...], tuple[BlockCopy, ...]]:
+        """Swaps out and in that must run, in this order, before the copies; each is handed out once."""
+        return (), ()
+
+    def host_usage(self) -> HostUsage:
+        """The host pool now, and what has been copied since the start."""
+        return HostUsage()
+
+    def loss(self, sequence: Sequence) -> tuple[int, int]:
+        """What a preemption would cost: blocks to swap, and tokens to recompute because nobody else keeps them cached."""
+        return blocks_for(sequence.computed, self.block_size), sequence.computed
+
+    def reset_cache(self) -> int:
+        """Forget all cached content, also what running sequences hold (they keep their blocks); blocks forgotten."""
+        return 0
 
     @abstractmethod
     def block_table(self, seq_id: int) -> tuple[int, ...]:

@@ -7,18 +7,24 @@
     table A  [ 0 ][ 1 ][ 2 ]    blocks 0 and 1 have         table A  [ 0 ][ 1 ]    block 1 is half full and shared;
     table B  [ 0 ][ 1 ][ 3 ]    two references              table B  [ 0 ][ 1 ]    who writes first gets a copy,
                                                                                    the last one writes in place
+
+    a sliding window of 6 tokens, 13 computed: the next query attends positions 8 .. 13, so blocks 0 and 1 are given up
+
+    table    [ -1 ][ -1 ][ 5 ][ 9 ]    -1 = dropped; its positions are never read again
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import KeysView
 
 from reference_engine.config import CacheConfig
-from reference_engine.kv.block_pool import AuditError, BlockPool
-from reference_engine.kv.contract import BlockTable, KVManager, blocks_for, slots_needed
+from reference_engine.kv.block_pool import BlockPool
+from reference_engine.kv.contract import BlockTable, HostUsage, KVManager, blocks_for, slots_needed
 from reference_engine.kv.ledger import LedgerSnapshot
-from reference_engine.kv.prefix_cache import CachedBlock, ChainHash, PrefixCache, chain_hash
+from reference_engine.kv.paged_audit import audit_paged
+from reference_engine.kv.prefix_cache import CachedBlock, ChainHash, PrefixCache, PrefixIndex, chain_hash
+from reference_engine.kv.radix_cache import RadixCache
+from reference_engine.kv.swap import SwapSpace
 from reference_engine.plan import BlockCopy
 from reference_engine.request import Request, RequestRejected, Sequence
 
@@ -28,12 +34,25 @@ class PagedKVManager(KVManager):
 
     preempts = True
 
-    def __init__(self, config: CacheConfig, hash_block: ChainHash = chain_hash) -> None:
+    def __init__(self, config: CacheConfig, hash_block: ChainHash = chain_hash, max_chunk: int = 1 << 30) -> None:
+        """``max_chunk``: most tokens of one sequence that a step computes; with a window it bounds what one can hold."""
         self.block_size = config.block_size
         self.prefix_caching = config.prefix_caching
-        self.cache = PrefixCache(config.block_size, hash_block)
-        self.pool = BlockPool(config.num_blocks, on_evict=self.cache.evict)
+        self.window = config.window
+        self.cache: PrefixIndex = (
+            RadixCache(config.block_size)
+            if config.prefix_index == "radix"
+            else PrefixCache(config.block_size, hash_block)
+        )
+        self.pool = BlockPool(config.num_blocks, on_evict=self._on_evict)
+        self.swap = SwapSpace(config.num_host_blocks)
         self.deduplicated = 0  # blocks given up because an equal one was registered first
+        self.resets = 0
+        # Blocks that one sequence holds at most (a window and a chunk, wherever they begin), and at least.
+        self._most_held = self._least_held = 1 << 60
+        if self.window is not None:
+            self._most_held = min(config.num_blocks, blocks_for(self.window - 1 + max_chunk, self.block_size) + 1)
+            self._least_held = blocks_for(self.window, self.block_size) + 1
         self._tables: dict[int, BlockTable] = {}
         # Digests of the sequence looked up last; it is the same one step after step while it waits for room.
         self._digests_of = -1
@@ -53,7 +72,7 @@ class PagedKVManager(KVManager):
     def check_fits(self, request: Request) -> None:
         slots = slots_needed(request)
         total = self.pool.num_blocks * self.block_size
-        if slots > total:
+        if min(blocks_for(slots, self.block_size), self._least_held) > self.pool.num_blocks:
             raise RequestRejected(
                 f"prompt ({len(request.prompt)} tokens) + max_tokens ({request.params.max_tokens}) needs {slots} "
                 f"KV slots, but the whole pool has {total}; ask for fewer tokens",
@@ -68,14 +87,28 @@ class PagedKVManager(KVManager):
         return self.cache.find(sequence.tokens, sequence.request.cache_salt, limit, self._digests)
 
     def can_admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int, headroom: int) -> bool:
-        revived = sum(1 for entry in prefix if not self.pool.ref_count(entry.block))
-        new = blocks_for(sequence.known, self.block_size) - len(prefix)
-        return new + revived + headroom <= self.pool.num_free
+        host = self.swap.table(sequence.seq_id)
+        dropped = self._num_behind(max(len(prefix) * self.block_size, host.num_tokens if host else 0))
+        revived = sum(1 for entry in prefix[dropped:] if not self.pool.ref_count(entry.block))
+        last = min(blocks_for(sequence.known, self.block_size), dropped + self._most_held)
+        return last - max(dropped, len(prefix)) + revived + headroom <= self.pool.num_free
 
-    def admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int) -> None:
-        for entry in prefix:
-            self.pool.acquire(entry.block)
-        self._tables[sequence.seq_id] = BlockTable(sequence, [e.block for e in prefix], registered=list(prefix))
+    def admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int) -> int:
+        host = self.swap.table(sequence.seq_id)
+        computed = max(len(prefix) * self.block_size, host.num_tokens if host else 0)
+        dropped = self._num_behind(computed)
+        blocks = [-1] * dropped + [entry.block for entry in prefix[dropped:]]
+        for block in blocks[dropped:]:
+            self.pool.acquire(block)
+        table = BlockTable(sequence, blocks, registered=list(prefix), dropped=dropped)
+        self._tables[sequence.seq_id] = table
+        if host is not None and host.num_tokens == computed and len(blocks) < len(host.blocks):
+            first = len(blocks)
+            self._extend(table, len(host.blocks))
+            self.swap.restore(sequence.seq_id, blocks, first)
+        else:
+            self.swap.drop(sequence.seq_id)
+        return computed
 
     def can_allocate(self, sequence: Sequence, end: int) -> bool:
         table = self._tables[sequence.seq_id]
@@ -89,9 +122,9 @@ class PagedKVManager(KVManager):
         blocks = table.blocks
         if self._writes_shared_block(table):
             self._copy_on_write(table)
-        for _ in range(blocks_for(end, self.block_size) - len(blocks)):
-            blocks.append(self.pool.allocate(near=blocks[-1] + 1 if blocks else -1))
-            table.frozen = None
+        needed = blocks_for(end, self.block_size)
+        if needed > len(blocks):
+            self._extend(table, needed)
 
     def num_writable(self, sequence: Sequence) -> int:
         table = self._tables[sequence.seq_id]
@@ -103,27 +136,34 @@ class PagedKVManager(KVManager):
         return (len(table.blocks) + free) * self.block_size - sequence.computed
 
     def blocks_missing(self, sequence: Sequence) -> int:
-        return blocks_for(sequence.known, self.block_size) - len(self._tables[sequence.seq_id].blocks)
+        table = self._tables[sequence.seq_id]
+        missing = blocks_for(sequence.known, self.block_size) - len(table.blocks)
+        return min(missing, max(self._most_held - len(table.blocks) + table.dropped, 0))
 
     def blocks_exclusive(self, sequence: Sequence, besides: list[CachedBlock]) -> int:
         kept = {entry.block for entry in besides}
-        blocks = self._tables[sequence.seq_id].blocks
-        return sum(1 for block in blocks if block not in kept and self.pool.ref_count(block) == 1)
+        table = self._tables[sequence.seq_id]
+        return sum(
+            1 for block in table.blocks[table.dropped :] if block not in kept and self.pool.ref_count(block) == 1
+        )
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         source = self._tables[parent.seq_id]
         blocks = source.blocks[: blocks_for(parent.computed, self.block_size)]
-        for block in blocks:
+        for block in blocks[source.dropped :]:
             self.pool.acquire(block)
-        self._tables[child.seq_id] = BlockTable(child, blocks, list(source.registered), source.sharable)
+        self._tables[child.seq_id] = BlockTable(child, blocks, list(source.registered), source.sharable, source.dropped)
 
     def commit(self, sequence: Sequence) -> None:
         table = self._tables[sequence.seq_id]
         full = sequence.computed // self.block_size
         while len(table.registered) < full and table.sharable and self.prefix_caching:
             self._share_next_block(table)
+        if self.window is not None:
+            self._drop_behind_window(table)
 
     def free(self, seq_id: int) -> None:
+        self.swap.drop(seq_id)
         table = self._tables.pop(seq_id, None)
         if table is None:
             return
@@ -132,8 +172,51 @@ class PagedKVManager(KVManager):
                 self.pool.release(copy.source)
         self._copies = [entry for entry in self._copies if entry[0] != seq_id]
         # Deepest first: a parent must not be evicted before its children, nobody could find those any more.
-        for block in reversed(table.blocks):
+        for block in reversed(table.blocks[table.dropped :]):
             self.pool.release(block)
+
+    def can_swap_out(self, sequence: Sequence) -> bool:
+        if self.swap.is_coming_in(sequence.seq_id):
+            return True
+        count = blocks_for(sequence.computed, self.block_size) - self._tables[sequence.seq_id].dropped
+        return 0 < count <= self.swap.num_free
+
+    def swap_out(self, sequence: Sequence) -> None:
+        table = self._tables[sequence.seq_id]
+        for owner, copy in self._copies:
+            if owner == sequence.seq_id:  # will not be carried out: go back to the block that was to be copied
+                table.blocks[table.blocks.index(copy.target)] = copy.source
+                self.pool.release(copy.target)
+        self._copies = [entry for entry in self._copies if entry[0] != sequence.seq_id]
+        count = blocks_for(sequence.computed, self.block_size)
+        self.swap.store(sequence.seq_id, table.blocks[:count], sequence.computed)
+        del self._tables[sequence.seq_id]
+        for block in reversed(table.blocks[table.dropped :]):
+            self.pool.release(block)
+
+    def take_swaps(self) -> tuple[tuple[BlockCopy, ...], tuple[BlockCopy, ...]]:
+        return self.swap.take()
+
+    def host_usage(self) -> HostUsage:
+        swap = self.swap
+        return HostUsage(swap.num_blocks, swap.num_held, swap.blocks_out, swap.blocks_in)
+
+    def loss(self, sequence: Sequence) -> tuple[int, int]:
+        table = self._tables[sequence.seq_id]
+        blocks = blocks_for(sequence.computed, self.block_size) - table.dropped
+        kept = 0
+        for entry in table.registered:
+            if not entry.live or self.pool.ref_count(entry.block) < 2:
+                break
+            kept += self.block_size
+        return blocks, sequence.computed - kept
+
+    def reset_cache(self) -> int:
+        blocks = self.cache.clear()
+        for block in blocks:
+            self.pool.forget(block)
+        self.resets += 1
+        return len(blocks)
 
     def block_table(self, seq_id: int) -> tuple[int, ...]:
         return self._tables[seq_id].as_tuple()
@@ -153,7 +236,7 @@ class PagedKVManager(KVManager):
         shared_partial: set[int] = set()
         for table in self._tables.values():
             computed = table.sequence.computed
-            logical += computed
+            logical += computed - table.dropped * size
             unfilled += len(table.blocks) * size - computed
             filled = computed % size
             if filled and pool.ref_count(block := table.blocks[computed // size]) > 1:
@@ -174,63 +257,29 @@ class PagedKVManager(KVManager):
         )
 
     def audit(self) -> None:
-        self.pool.audit()
-        self.cache.audit()
-        if self._copies:
-            raise AuditError(f"{len(self._copies)} block copies were planned and never handed out")
-        holders: Counter[int] = Counter()
-        for table in self._tables.values():
-            self._audit_table(table)
-            holders.update(table.blocks)
-        for block in range(self.pool.num_blocks):
-            refs = self.pool.ref_count(block)
-            if refs != holders[block]:
-                raise AuditError(f"block {block} has {refs} references but stands in {holders[block]} tables")
-            entry = self.cache.entry(block)
-            if (entry is not None) != self.pool.is_cached(block):
-                raise AuditError(f"pool and prefix cache disagree on whether block {block} is cached")
-            if entry is not None and entry.parent is not None and self.pool.ref_count(entry.parent.block) < refs:
-                raise AuditError(f"block {block} has more holders than its parent block {entry.parent.block}")
-        self._audit_live()
-        self.ledger().check()
+        audit_paged(self)
 
-    def _audit_table(self, table: BlockTable) -> None:
-        sequence, size, blocks = table.sequence, self.block_size, table.blocks
-        name = f"sequence {sequence.seq_id}"
-        if len(set(blocks)) != len(blocks):
-            raise AuditError(f"{name} has a block twice in its table {blocks}")
-        if table.frozen is not None and table.frozen != tuple(blocks):
-            raise AuditError(f"{name}: the table handed to the runner is stale")
-        if len(blocks) < blocks_for(sequence.computed + sequence.scheduled, size):
-            raise AuditError(f"{name} has {len(blocks)} blocks for {sequence.computed + sequence.scheduled} tokens")
-        if len(table.registered) * size > sequence.computed:
-            raise AuditError(f"{name} has registered tokens that are not computed")
-        for index, entry in enumerate(table.registered):
-            content = tuple(sequence.tokens[index * size : (index + 1) * size])
-            parent = table.registered[index - 1] if index else None
-            if self.cache.entry(blocks[index]) is not entry or not entry.holds(
-                content, parent, sequence.request.cache_salt
-            ):
-                raise AuditError(
-                    f"{name}: block {blocks[index]} does not hold the tokens of its table position {index}"
-                )
-        if sequence.scheduled:
-            end = sequence.computed + sequence.scheduled
-            for block in blocks[sequence.computed // size : blocks_for(end, size)]:
-                if self.pool.ref_count(block) != 1 or self.pool.is_cached(block):
-                    raise AuditError(f"{name} is about to write block {block}, which others can read")
+    def _num_behind(self, computed: int) -> int:
+        """Leading blocks that no query can reach once ``computed`` tokens are in the cache."""
+        return 0 if self.window is None else max(computed - self.window + 1, 0) // self.block_size
 
-    def _audit_live(self) -> None:
-        """Count live slots and holders slot by slot, independently of the ledger's arithmetic."""
-        fill: dict[int, int] = {}
-        for table in self._tables.values():
-            computed = table.sequence.computed
-            for index, block in enumerate(table.blocks):
-                filled = min(self.block_size, max(0, computed - index * self.block_size))
-                if fill.setdefault(block, filled) != filled:
-                    raise AuditError(f"holders of block {block} disagree on how many tokens it holds")
-        if sum(fill.values()) != self.ledger().token_states:
-            raise AuditError(f"{sum(fill.values())} slots are live, the ledger says {self.ledger().token_states}")
+    def _drop_behind_window(self, table: BlockTable) -> None:
+        for index in range(table.dropped, self._num_behind(table.sequence.computed)):
+            self.pool.release(table.blocks[index])
+            table.blocks[index] = -1
+            table.dropped = index + 1
+            table.frozen = None
+
+    def _extend(self, table: BlockTable, count: int) -> None:
+        """Take free blocks until the table has ``count``."""
+        blocks = table.blocks
+        while len(blocks) < count:
+            blocks.append(self.pool.allocate(near=blocks[-1] + 1 if blocks else -1))
+        table.frozen = None
+
+    def _on_evict(self, block: int) -> None:
+        for orphan in self.cache.evict(block):
+            self.pool.forget(orphan)
 
     def _writes_shared_block(self, table: BlockTable) -> bool:
         """Whether the next token goes into an existing block that another table holds as well."""
@@ -253,6 +302,9 @@ class PagedKVManager(KVManager):
         """Register the first full block that is not yet shared; adopt an equal block if one was registered before."""
         index, size, sequence = len(table.registered), self.block_size, table.sequence
         block = table.blocks[index]
+        if block < 0 or (index and not table.registered[-1].live):  # nobody could find it through its parent
+            table.sharable = False
+            return
         entry = self.cache.register(
             block,
             tuple(sequence.tokens[index * size : (index + 1) * size]),

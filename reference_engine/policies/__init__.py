@@ -33,5 +33,5 @@ def make_manager(scheduler: SchedulerConfig, cache: CacheConfig) -> KVManager:
     if scheduler.policy == "static":
         return StaticKVManager(cache, scheduler.max_model_len)
     if scheduler.policy == "paged":
-        return PagedKVManager(cache)
+        return PagedKVManager(cache, max_chunk=scheduler.max_num_batched_tokens)
     return OrcaKVManager(cache, scheduler.max_model_len, scheduler.policy)

@@ -95,10 +95,11 @@ class ReservingKVManager(KVManager):
     def can_admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int, headroom: int) -> bool:
         return self._has_room(self._length(sequence.request), continuations)
 
-    def admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int) -> None:
+    def admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int) -> int:
         length = self._length(sequence.request)
         run, *spare = [self._take(length) for _ in range(continuations)]
         self._reservations[sequence.seq_id] = Reservation(run, BlockTable(sequence, []), spare)
+        return 0
 
     def can_allocate(self, sequence: Sequence, end: int) -> bool:
         return end <= self._reservations[sequence.seq_id].run.length * self.block_size

@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         elif get_origin(hint) is not None and str in map(type, get_args(hint)):
             settings["choices"] = get_args(hint)
         else:
-            settings["type"] = int if hint is int or int in get_args(hint) else str
+            settings["type"] = float if hint is float else int if hint is int or int in get_args(hint) else str
         parser.add_argument(flag, **settings)
     return parser
 

@@ -49,6 +49,8 @@ def create_app(
             web.get("/health", info.health),
             web.get("/version", info.version),
             web.get("/metrics", info.metrics),
+            web.post("/reset_prefix_cache", info.reset_prefix_cache),
+            web.post("/flush_cache", info.reset_prefix_cache),  # SGLang's name for it
         ]
     )
     if debug_endpoints:

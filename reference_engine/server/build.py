@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,11 +18,13 @@ from reference_engine.engine import Engine, EngineLimits
 from reference_engine.models.loader import LoadedModel, load_model
 from reference_engine.models.ops import make_ops
 from reference_engine.plan_log import PlanLog
-from reference_engine.runner import ModelRunner, num_blocks_for
+from reference_engine.preemption_cost import measure_preemption_cost
+from reference_engine.runner import ModelRunner, block_bytes, num_blocks_for
 from reference_engine.server.api import ServedModel
 from reference_engine.server.options import ServerOptions, parse_size
 
 DEFAULT_CPU_KV_BYTES = 1 << 30
+MOST_DEFAULT_SWAP_BYTES = 4 << 30
 DEFAULT_CUDA_KV_SHARE = 0.8  # of the memory that is free once the weights are loaded
 # Tokens a step.  A CPU gains nothing from more than 256 rows at once, and every running request, every abort and every
 # new arrival waits for the step in flight.
@@ -58,6 +60,9 @@ def build(options: ServerOptions) -> Serving:
     scheduler = _scheduler_config(options, loaded.config, cache, device)
     backend = make_backend(attention, device, deterministic=options.deterministic)
     runner = _runner(options, loaded, cache, scheduler, backend, device, dtype)
+    if options.preemption == "auto" and runner.host is not None:
+        cost = measure_preemption_cost(runner, scheduler.max_num_batched_tokens, scheduler.max_model_len)
+        scheduler = replace(scheduler, preemption_cost=cost)
     tokens = TokenTable(loaded.tokenizer)
     limits = EngineLimits(
         vocab_size=loaded.config.vocab_size,
@@ -151,7 +156,25 @@ def _cache_config(options: ServerOptions, model: ModelConfig, device: torch.devi
         else:
             memory = DEFAULT_CPU_KV_BYTES
         num_blocks = num_blocks_for(memory, model, options.block_size, dtype)
-    return CacheConfig(num_blocks=num_blocks, block_size=options.block_size, prefix_caching=options.prefix_cache)
+    return CacheConfig(
+        num_blocks=num_blocks,
+        block_size=options.block_size,
+        prefix_caching=options.prefix_cache,
+        num_host_blocks=_num_host_blocks(options, num_blocks, block_bytes(model, options.block_size, dtype)),
+        prefix_index=options.prefix_index,
+        window=model.kv_window if options.policy == "paged" else None,
+    )
+
+
+def _num_host_blocks(options: ServerOptions, num_blocks: int, bytes_of_one: int) -> int:
+    if options.preemption == "recompute" or options.policy != "paged":
+        return 0
+    if options.swap_space is None:
+        return min(num_blocks, MOST_DEFAULT_SWAP_BYTES // bytes_of_one)
+    count = parse_size(options.swap_space, "swap_space") // bytes_of_one
+    if not count:
+        raise ConfigError(f"--swap-space {options.swap_space} holds no block ({bytes_of_one} bytes); raise it")
+    return count
 
 
 def _scheduler_config(
@@ -178,6 +201,8 @@ def _scheduler_config(
         policy=options.policy,
         order=options.order,
         max_waiting=options.max_waiting,
+        watermark=options.watermark,
+        preemption=options.preemption,
     )
 
 
@@ -226,6 +251,11 @@ def _describe(
         "kv_pool_bytes": cache.num_slots * per_token,
         "kv_bytes_per_token": per_token,
         "prefix_caching": cache.prefix_caching and scheduler.policy == "paged",
+        "prefix_index": cache.prefix_index,
+        "preemption": scheduler.preemption,
+        "num_host_blocks": cache.num_host_blocks,
+        "watermark": scheduler.watermark,
+        "kv_window": cache.window,
         "max_num_seqs": scheduler.max_num_seqs,
         "max_num_batched_tokens": scheduler.max_num_batched_tokens,
         "vocab_size": loaded.config.vocab_size,

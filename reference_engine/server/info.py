@@ -88,6 +88,10 @@ class InfoApi:
         text = self._model.tokenizer.decode(list(tokens), skip_special_tokens=False)
         return _json({"prompt": text, "content": text})
 
+    async def reset_prefix_cache(self, request: web.Request) -> web.Response:
+        """Forget all cached prefixes between two steps; requests that run go on.  Named as in vLLM."""
+        return _json({"forgotten_blocks": await self._loop.ask(lambda engine: engine.reset_cache())})
+
     async def debug_kv(self, request: web.Request) -> web.Response:
         """Block tables and the ledger, taken between two steps; ``?audit=1`` also checks every invariant."""
         audit = request.query.get("audit", "0") not in ("0", "", "false")

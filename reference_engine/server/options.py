@@ -6,7 +6,15 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from reference_engine.config import BLOCK_SIZE_RANGE, ConfigError, KVPolicy, QueueOrder
+from reference_engine.config import (
+    BLOCK_SIZE_RANGE,
+    DEFAULT_WATERMARK,
+    ConfigError,
+    KVPolicy,
+    Preemption,
+    PrefixIndex,
+    QueueOrder,
+)
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -30,6 +38,11 @@ HELP: dict[str, str] = {
     "max_num_batched_tokens": "Token budget of one engine step, prefill chunks and decodes together [tokens]. "
     "Default: 256 on a CPU, 2048 on CUDA.",
     "prefix_cache": "Share KV blocks between equal prefixes.",
+    "prefix_index": "How cached prefixes are found: chained block hashes, or a radix tree.",
+    "preemption": "What a sequence that loses its blocks does: compute its tokens again, get them back from host memory, "
+    "or whichever costs less (measured at the start).",
+    "swap_space": "Host memory for --preemption swap and auto, bytes or with a unit. Default: as the pool, at most 4GiB.",
+    "watermark": "Share of the pool kept free when a waiting sequence is admitted, so that running ones can grow [0..1).",
     "order": "Order of the queue: first come first served, or by the request's priority (lower is sooner).",
     "max_waiting": "Sequences that may wait; one more is refused with 429 [count].",
     "max_body_bytes": "Largest request body; a larger one is refused with 413, in bytes or with a unit (16MiB).",
@@ -66,6 +79,10 @@ class ServerOptions:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     prefix_cache: bool = True
+    prefix_index: PrefixIndex = "hash"
+    preemption: Preemption = "recompute"
+    swap_space: str | None = None
+    watermark: float = DEFAULT_WATERMARK
     order: QueueOrder = "fcfs"
     max_waiting: int = 1024
     max_body_bytes: str = "16MiB"
@@ -90,13 +107,20 @@ class ServerOptions:
             ("attention", Attention),
             ("policy", KVPolicy),
             ("order", QueueOrder),
+            ("preemption", Preemption),
+            ("prefix_index", PrefixIndex),
         ):
             if getattr(self, name) not in get_args(allowed):
                 raise ConfigError(
-                    f"--{name} {getattr(self, name)!r} is not known; choose one of {', '.join(get_args(allowed))}"
+                    f"--{name.replace('_', '-')} {getattr(self, name)!r} is not known; "
+                    f"choose one of {', '.join(get_args(allowed))}"
                 )
         if self.kv_memory is not None and self.num_blocks is not None:
             raise ConfigError("--kv-memory and --num-blocks both set the size of the KV pool; give one of them")
+        if self.swap_space is not None and self.preemption == "recompute":
+            raise ConfigError("--swap-space is for --preemption swap or auto; add one of them or leave it out")
+        if not 0 <= self.watermark < 1:
+            raise ConfigError(f"--watermark {self.watermark} is outside [0, 1); choose a share of the pool, like 0.05")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is outside 0..65535; choose one inside (0 takes a free one)")
         low, high = BLOCK_SIZE_RANGE
@@ -113,7 +137,7 @@ class ServerOptions:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
-        for name in ("kv_memory", "max_body_bytes"):
+        for name in ("kv_memory", "swap_space", "max_body_bytes"):
             value = getattr(self, name)
             if value is not None:
                 parse_size(value, name)

@@ -52,6 +52,7 @@ class HashRunner:
 
     def __post_init__(self) -> None:
         self.slots = np.full((self.cache.num_blocks, self.cache.block_size), -1, dtype=np.int64)
+        self.host = np.full((self.cache.num_host_blocks, self.cache.block_size), -1, dtype=np.int64)
 
     def execute(self, plan: StepPlan) -> HashLogits:
         self.steps += 1
@@ -59,6 +60,10 @@ class HashRunner:
             time.sleep(self.step_seconds)
         if self.explode:
             raise MemoryError("out of memory, says the test")
+        for copy in plan.swap_out:
+            self.host[copy.target] = self.slots[copy.source]
+        for copy in plan.swap_in:
+            self.slots[copy.target] = self.host[copy.source]
         for copy in plan.copies:
             self.slots[copy.target] = self.slots[copy.source]
         size = self.cache.block_size
@@ -91,10 +96,12 @@ def make_engine(
     step_seconds: float = 0.0,
     audit_every: int = 1,
     overlap: bool = False,
+    num_host_blocks: int = 0,
+    prefix_index: Any = "hash",
     **scheduler: Any,
 ) -> tuple[Engine, HashRunner]:
     """An engine on a fresh ``HashRunner``; ``scheduler`` are fields of SchedulerConfig."""
-    cache = CacheConfig(num_blocks=num_blocks, block_size=block_size, prefix_caching=prefix_caching)
+    cache = CacheConfig(num_blocks, block_size, prefix_caching, num_host_blocks, prefix_index)
     config = SchedulerConfig(**{"max_model_len": 512, "max_num_batched_tokens": 256, **scheduler})
     runner = HashRunner(cache, step_seconds)
     limits = EngineLimits(vocab_size=VOCAB, eos_token_ids=(EOS,), kv_bytes_per_token=8)

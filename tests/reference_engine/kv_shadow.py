@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reference_engine import waiting
-from reference_engine.config import CacheConfig, SchedulerConfig
+from reference_engine.config import CacheConfig, PreemptionCost, SchedulerConfig
 from reference_engine.plan import StepPlan
 from reference_engine.request import FinishReason, Request, RequestRejected, SamplingParams
 from reference_engine.request import Sequence as EngineSequence
@@ -31,8 +31,10 @@ class ShadowError(AssertionError):
 class ShadowCache:
     """What every slot of the pool would hold."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, num_host_blocks: int = 0, window: int | None = None) -> None:
         self.block_size = block_size
+        self.window = window
+        self.host: list[Slot | None] = [None] * (num_host_blocks * block_size)
         self.slots: list[Slot | None] = [None] * (num_blocks * block_size)
         self._history: dict[int, list[Slot]] = {}
 
@@ -47,6 +49,7 @@ class ShadowCache:
 
     def run(self, plan: StepPlan, sequences: Sequence[EngineSequence]) -> None:
         """Execute a plan; ``sequences[i]`` is the one of ``plan.seqs[i]``."""
+        self._swap(plan)
         self._copy(plan)
         size = self.block_size
         written: set[int] = set()
@@ -65,19 +68,40 @@ class ShadowCache:
                 written.add(slot)
                 self.slots[slot] = history[position]
         for part, sequence in zip(plan.seqs, sequences, strict=True):
-            self.check_read(part.block_table, part.seq_len, sequence)
+            self.check_read(part.block_table, part.seq_len, sequence, query_len=part.query_len)
 
-    def check_read(self, table: Sequence[int], length: int, sequence: EngineSequence) -> None:
-        """Whether positions ``0 .. length - 1``, read through ``table``, are the sequence's own history."""
+    def check_read(self, table: Sequence[int], length: int, sequence: EngineSequence, query_len: int = 0) -> None:
+        """Whether positions ``0 .. length - 1``, read through ``table``, are the sequence's own history.
+
+        With a window: those that the last ``query_len`` positions can reach, or the next one if that is 0.
+        """
         size, found = self.block_size, []
+        first = 0 if self.window is None else max(length - query_len - self.window + 1, 0)
         for block in table[: -(-length // size)]:
-            found += self.slots[block * size : (block + 1) * size]
+            found += self.slots[block * size : (block + 1) * size] if block >= 0 else [None] * size
         expected = self.history(sequence)[:length]
-        if found[:length] != expected:
-            wrong = next(p for p, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1])
+        if found[first:length] != expected[first:]:
+            wrong = next(p for p in range(first, length) if found[p] != expected[p])
             raise ShadowError(
                 f"sequence {sequence.seq_id} reads {found[wrong]} at position {wrong}, not {expected[wrong]}"
             )
+
+    def _swap(self, plan: StepPlan) -> None:
+        """Blocks to the host first, then blocks from it: what comes in may land where something just left."""
+        for name, copies in (("out", plan.swap_out), ("in", plan.swap_in)):
+            if len({copy.target for copy in copies}) != len(copies):
+                raise ShadowError(f"two swaps {name} of step {plan.step} have the same target: {copies}")
+        if {copy.target for copy in plan.swap_out} & {copy.source for copy in plan.swap_in}:
+            raise ShadowError(f"step {plan.step} overwrites a host block before it is read")
+        size = self.block_size
+        for copies, source, target in (
+            (plan.swap_out, self.slots, self.host),
+            (plan.swap_in, self.host, self.slots),
+        ):
+            for copy in copies:
+                target[copy.target * size : (copy.target + 1) * size] = source[
+                    copy.source * size : (copy.source + 1) * size
+                ]
 
     def _copy(self, plan: StepPlan) -> None:
         sources = {copy.source for copy in plan.copies}
@@ -100,6 +124,7 @@ class Mix:
     abort: float = 0.03
     abort_in_flight: float = 0.03
     finish_early: float = 0.02
+    reset_cache: float = 0.01
     max_prompt: int = 40
     max_output: int = 24
     vocabulary: int = 2  # small, so that equal blocks and equal continuations are common
@@ -116,7 +141,8 @@ class Driver:
         self.config = config
         self.mix = mix or Mix()
         self.audited = True
-        self.shadow = ShadowCache(cache.num_blocks, cache.block_size)
+        self.cache = cache
+        self.shadow = ShadowCache(cache.num_blocks, cache.block_size, cache.num_host_blocks, cache.window)
         self.unfinished: dict[str, Request] = {}  # in order of arrival
         self.seen: Counter[str] = Counter()  # what happened, to prove that a run exercised it
         self._generated: Counter[tuple[str, int]] = Counter()
@@ -135,8 +161,8 @@ class Driver:
         goal, mix = self.operations + operations, self.mix
         while self.operations < goal:
             action = self.random.choices(
-                (self.add_random, self.step_random, self.abort_random, self.finish_random),
-                (mix.add, mix.step, mix.abort, mix.finish_early),
+                (self.add_random, self.step_random, self.abort_random, self.finish_random, self.reset_cache),
+                (mix.add, mix.step, mix.abort, mix.finish_early, mix.reset_cache),
             )[0]
             action()
         self.drain()
@@ -196,6 +222,12 @@ class Driver:
         else:
             self.unfinished[request.request_id] = request
             self._scored[request.request_id] = set()
+        self.check()
+
+    def reset_cache(self) -> None:
+        """Forget all cached prefixes."""
+        self.seen["forgotten"] += self.scheduler.reset_cache()
+        assert self.scheduler.ledger().cached == 0
         self.check()
 
     def abort(self, name: str) -> None:
@@ -263,7 +295,10 @@ class Driver:
         assert ledger.allocated == ledger.logical == 0
         assert ledger.cached + ledger.free + ledger.external == ledger.total
         assert self.scheduler.num_running == self.scheduler.num_waiting == self.scheduler.num_unfinished == 0
+        assert self.scheduler.kv.host_usage().used == 0
         self.seen["preempted"] = self.scheduler.stats().preemptions
+        self.seen["swapped"] = self.scheduler.stats().swaps
+        self.seen["swapped in"] = self.scheduler.kv.host_usage().blocks_in
         self.seen["prefix hits"] = self.scheduler.stats().prefix_hits
 
     def check(self) -> None:
@@ -274,9 +309,16 @@ class Driver:
         self.scheduler.audit()
         ledger = self.scheduler.ledger()
         ledger.check()
-        assert ledger.logical == sum(s.computed for s in self.scheduler.sequences.values())
+        assert ledger.logical == sum(self._reachable(s) for s in self.scheduler.sequences.values())
 
     # ------------------------------------------------------------ expectations
+
+    def _reachable(self, sequence: EngineSequence) -> int:
+        """Computed tokens whose block the sequence still needs."""
+        if self.cache.window is None:
+            return sequence.computed
+        size = self.cache.block_size
+        return sequence.computed - max(sequence.computed - self.cache.window + 1, 0) // size * size
 
     def _first_in_line(self) -> int | None:
         """Under FCFS the oldest unfinished sequence is never short of memory nor overtaken, so it must be planned."""
@@ -339,6 +381,16 @@ def random_driver(seed: int, policy: str | None = None) -> Driver:
         order=r.choice(("fcfs", "priority")),
         max_waiting=r.choice((2, 100, 100)),
         watermark=r.choice((0.0, 0.01, 0.1)),
+        preemption=r.choice(("recompute", "swap", "swap", "auto")),
+        preemption_cost=r.choice((None, PreemptionCost(1.0, size * r.random()))),
     )
     pool = 2 * needed * r.randint(5, 8) if policy in RESERVING else r.randint(needed, 2 * needed)
-    return Driver(seed, config, CacheConfig(pool, size, prefix_caching=r.random() < 0.8), mix)
+    cache = CacheConfig(
+        pool,
+        size,
+        prefix_caching=r.random() < 0.8,
+        num_host_blocks=r.choice((0, 2, needed, 3 * needed)),
+        prefix_index=r.choice(("hash", "radix")),
+        window=r.choice((None, None, r.randint(1, longest))) if policy == "paged" else None,
+    )
+    return Driver(seed, config, cache, mix)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from harness.results.schema import METRIC_NAMES
+from reference_engine.config import PreemptionCost
 from reference_engine.engine import Engine
 from reference_engine.outputs import Histogram, SequenceOutput
 from reference_engine.plan import StepPlan
@@ -113,6 +114,86 @@ def test_preemption_happens_in_a_small_pool_and_changes_no_token(rng: random.Ran
     for key, outputs in expected.items():
         assert tokens_of(found[key]) == tokens_of(outputs)
         assert [o.num_generated for o in found[key]] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_swap_changes_no_token_and_computes_nothing_twice(rng: random.Random, n: int) -> None:
+    params = replace(GREEDY, temperature=1.0, seed=7, repetition_penalty=1.2, n=n)
+    items = [request(f"r{i}", [rng.randrange(97, 120) for _ in range(6)], params) for i in range(6)]
+    roomy, _ = make_engine(num_blocks=300, prefix_caching=False)
+    tight, _ = make_engine(
+        num_blocks=12, num_host_blocks=100, prefix_caching=False, max_model_len=40, watermark=0.0, preemption="swap"
+    )
+    expected = run(roomy, *(replace(item) for item in items))
+    found = run(tight, *(replace(item) for item in items))
+    values = tight.stats().values
+    assert values["preemptions_total"] == values["preemptions_swapped_total"] > 0
+    assert values["recomputed_tokens_total"] == 0
+    assert values["swap_out_blocks_total"] == values["swap_in_blocks_total"] > 0
+    assert values["swap_out_bytes_total"] == values["swap_out_blocks_total"] * 4 * 8
+    assert values["kv_host_blocks_used"] == 0
+    assert {key: tokens_of(outputs) for key, outputs in found.items()} == {
+        key: tokens_of(outputs) for key, outputs in expected.items()
+    }
+
+
+def test_a_full_host_pool_means_recomputation(rng: random.Random) -> None:
+    items = [request(f"r{i}", [rng.randrange(97, 120) for _ in range(6)]) for i in range(6)]
+    tight, _ = make_engine(
+        num_blocks=12, num_host_blocks=3, prefix_caching=False, max_model_len=40, watermark=0.0, preemption="swap"
+    )
+    found = run(tight, *items)
+    values = tight.stats().values
+    assert 0 < values["preemptions_swapped_total"] < values["preemptions_total"]
+    assert values["recomputed_tokens_total"] > 0
+    for item in items:
+        assert tokens_of(found[item.request_id, 0]) == greedy_reference(list(item.prompt), 20)
+
+
+@pytest.mark.parametrize(("swap_block", "swaps"), [(1.0, True), (100.0, False)])
+def test_auto_takes_the_cheaper_way(rng: random.Random, swap_block: float, swaps: bool) -> None:
+    items = [request(f"r{i}", [rng.randrange(97, 120) for _ in range(6)]) for i in range(6)]
+    engine, _ = make_engine(
+        num_blocks=12,
+        num_host_blocks=100,
+        max_model_len=40,
+        watermark=0.0,
+        preemption="auto",
+        preemption_cost=PreemptionCost(recompute_token=1.0, swap_block=swap_block),
+    )
+    run(engine, *items)
+    values = engine.stats().values
+    assert values["preemptions_total"] > 0
+    assert values["preemptions_swapped_total"] == (values["preemptions_total"] if swaps else 0)
+
+
+@pytest.mark.parametrize("prefix_index", ["hash", "radix"])
+def test_a_second_turn_finds_the_first_ones_prompt_and_answer(prefix_index: str) -> None:
+    engine, _ = make_engine(prefix_index=prefix_index)
+    first = list(b"system: be brief. user: hello. assistant:")
+    answer = tokens_of(run(engine, request("one", first))["one", 0])
+    second = [*first, *answer, *b" user: and then?"]
+    known = len(first) + len(answer) - 1  # the last token was drawn, never computed
+    assert run(engine, request("two", second))["two", 0][0].cached_tokens == known // 4 * 4
+    assert run(engine, request("three", second, cache_salt="mine"))["three", 0][0].cached_tokens == 0
+    assert run(engine, request("four", second, cache_salt="mine"))["four", 0][0].cached_tokens > known
+    assert engine.reset_cache() > 0
+    assert run(engine, request("five", second))["five", 0][0].cached_tokens == 0
+
+
+def test_128_continuations_share_the_blocks_of_one_prompt() -> None:
+    engine, _ = make_engine(num_blocks=1000, max_num_seqs=128, max_model_len=600)
+    prompt = list(range(33, 33 + 62)) * 8  # 496 tokens, 124 blocks
+    engine.add(request("many", prompt, replace(GREEDY, n=128, max_tokens=4)))
+    while engine.stats().values["requests_running"] < 128:
+        engine.step()
+    engine.step()
+    values = engine.stats().values
+    assert values["kv_slots_logical"] == 128 * 497
+    assert values["kv_slots_live"] == 496 + 128
+    assert values["kv_slots_allocated"] == (124 + 128) * 4
+    with pytest.raises(RequestRejected, match="n=129 exceeds the 128"):
+        engine.add(request("more", prompt, replace(GREEDY, n=129)))
 
 
 # --- the ends of a text -----------------------------------------------------------------------------------------------

@@ -142,8 +142,8 @@ def test_a_child_of_an_evicted_parent_is_not_found_behind_its_successor() -> Non
     cache.evict(0)
     cache.register(0, (2,), None, "")
     assert [e.block for e in cache.find([2, 5], "", 2, [])] == [0]
-    with pytest.raises(AuditError, match="block 1 outlived its parent block 0"):
-        cache.audit()
+    assert cache.entry(1) is None, "it went with its parent"
+    cache.audit()
 
 
 def test_the_digest_depends_on_order_position_parent_and_salt() -> None:

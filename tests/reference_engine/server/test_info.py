@@ -118,3 +118,19 @@ def test_debug_kv_shows_tables_only_when_asked_for(start_server: Any) -> None:
     for entry in dump["sequences"]:
         assert len(entry["block_table"]) * dump["block_size"] >= entry["computed"]
     assert dump["ledger"]["total"] == 1024
+
+
+@pytest.mark.parametrize("path", ["/reset_prefix_cache", "/flush_cache"])
+def test_the_prefix_cache_can_be_emptied(server: Any, path: str) -> None:
+    body = {"prompt": "the same prompt twice, and long enough", "max_tokens": 2}
+
+    def cached() -> int:
+        return int(server.call("/v1/completions", body)[1]["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    cached()
+    assert cached() > 0
+    status, answer, _ = server.call(path, {})
+    assert status == 200
+    assert answer["forgotten_blocks"] > 0
+    assert cached() == 0
+    assert server.call(path, {})[1]["forgotten_blocks"] > 0
