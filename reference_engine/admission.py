@@ -18,6 +18,13 @@ def check_request(request: Request, config: SchedulerConfig) -> None:
         raise RequestRejected(f"max_tokens must be at least 1, not {params.max_tokens}", param="max_tokens")
     if params.n < 1:
         raise RequestRejected(f"n must be at least 1, not {params.n}", param="n")
+    if params.beam_width and params.n > params.beam_width:
+        raise RequestRejected(f"n={params.n} is more than the beam's width {params.beam_width}", param="n")
+    if params.beam_width > config.max_num_seqs:
+        raise RequestRejected(
+            f"a beam of {params.beam_width} exceeds the {config.max_num_seqs} sequences that run at once",
+            param="best_of",
+        )
     if params.n > config.max_num_seqs:
         raise RequestRejected(f"n={params.n} exceeds the {config.max_num_seqs} sequences that run at once", param="n")
     total = len(request.prompt) + params.max_tokens

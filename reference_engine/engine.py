@@ -28,6 +28,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from reference_engine.beam import BeamSearch, Finished
+from reference_engine.beam_rows import best_tokens
 from reference_engine.config import CacheConfig, SchedulerConfig
 from reference_engine.continuation import Continuation
 from reference_engine.detokenizer import TokenTable
@@ -61,6 +63,7 @@ class _Job:
     show_special_tokens: bool
     open: int  # continuations not finished
     continuations: dict[int, Continuation] = field(default_factory=dict)
+    beam: BeamSearch | None = None
     scores: PromptScores | None = None
     prompt_logprobs: PromptLogprobs | None = None
 
@@ -130,6 +133,9 @@ class Engine:
             ends=frozenset(ending_ids(params, self.limits.eos_token_ids)),
             show_special_tokens=show_special_tokens,
             open=params.n,
+            beam=BeamSearch(params, frozenset(ending_ids(params, self.limits.eos_token_ids)))
+            if params.beam_width
+            else None,
             scores=None
             if params.prompt_logprobs is None
             else PromptScores(request.prompt, min(params.prompt_logprobs, self.limits.vocab_size)),
@@ -162,6 +168,7 @@ class Engine:
             self._score_prompts(plan, logits.prompt)
             draws = self._draws(plan)
             sampled = self._sampler.sample(logits.sampled, draws)
+            beams = self._offer_beams(plan, logits.sampled)
         except Exception as error:
             logger.exception("step %d failed; its requests end with an error", plan.step)
             outputs = self._fail_step(plan, f"the engine's step failed: {type(error).__name__}: {error}")
@@ -171,6 +178,8 @@ class Engine:
         if ahead is not None:
             self._launched = self._launch(ahead.with_drawn(_inputs(draws, sampled)))
         outputs = self._commit(plan, draws, sampled)
+        for request_id in beams:
+            outputs += self._decide_beam(request_id)
         self._steps += 1
         if self._audit_every and self._steps % self._audit_every == 0:
             self.scheduler.audit()
@@ -258,7 +267,7 @@ class Engine:
         sampling = (scheduled for scheduled in plan.seqs if scheduled.num_samples)
         for row, scheduled in enumerate(sampling):
             sequence = self.scheduler.sequences.get(scheduled.seq_id)
-            if sequence is None:
+            if sequence is None or sequence.request.params.beam_width:
                 continue
             draws.extend(Draw(row, sequence, sequence.index + number) for number in range(scheduled.num_samples))
         return draws
@@ -287,6 +296,84 @@ class Engine:
                 continue
             logprob = logprobs.get((sequence.request.request_id, sequence.index))
             outputs.append(self._accept(job, sequence, logprob, now))
+        return outputs
+
+    def _offer_beams(self, plan: StepPlan, logits: Tensor) -> list[str]:
+        """Give each beam of the step its best next tokens; the requests they belong to."""
+        rows: list[int] = []
+        offers: list[tuple[BeamSearch, Sequence]] = []
+        for row, scheduled in enumerate(part for part in plan.seqs if part.num_samples):
+            sequence = self.scheduler.sequences.get(scheduled.seq_id)
+            job = self._jobs.get(sequence.request.request_id) if sequence is not None else None
+            if sequence is not None and job is not None and job.beam is not None:
+                rows.append(row)
+                offers.append((job.beam, sequence))
+        if not rows:
+            return []
+        counts = [beam.candidates_per_row for beam, _ in offers]
+        tops = [beam.params.logprobs or 0 for beam, _ in offers]
+        for (beam, sequence), best in zip(offers, best_tokens(logits, rows, counts, tops), strict=True):
+            beam.offer(sequence.seq_id, best)
+        return list(dict.fromkeys(sequence.request.request_id for _, sequence in offers))
+
+    def _decide_beam(self, request_id: str) -> list[SequenceOutput]:
+        """Branch a beam search whose hypotheses have all been extended; its answers once it is over."""
+        job = self._jobs.get(request_id)
+        if job is None or job.beam is None:
+            return []
+        beam = job.beam
+        if beam.has_fault:
+            return [self._fail(request_id, "the model's logits for the next token are not finite")]
+        if not beam.is_complete:
+            return []
+        living = beam.decide()
+        if living:
+            choices = [(parent, hypothesis.steps[-1].token) for parent, hypothesis in living]
+            sequences = self.scheduler.branch(request_id, choices)
+            beam.alive = [(s.seq_id, hypothesis) for s, (_, hypothesis) in zip(sequences, living, strict=True)]
+            return []
+        if job.scores is not None and not self._complete_scores(job):
+            return [self._fail(request_id, "the prompt's logprobs are not complete")]
+        cached = max(sequence.cached for sequence in self.scheduler.abort(request_id))
+        now = time.monotonic_ns()
+        del self._jobs[request_id]
+        self.times.time_to_first_token.observe((now - job.request.arrival_ns) * 1e-9)
+        self.times.end_to_end.observe((now - job.request.arrival_ns) * 1e-9)
+        outputs: list[SequenceOutput] = []
+        for index, done in enumerate(beam.results()):
+            outputs += self._speak(job, index, done, cached)
+        return outputs
+
+    def _speak(self, job: _Job, index: int, done: Finished, cached: int) -> list[SequenceOutput]:
+        """A hypothesis as outputs, token by token."""
+        token_bytes = self._tokens.with_special if job.show_special_tokens else self._tokens.shown
+        continuation = Continuation(job.request.params, job.ends, self.scheduler_config.max_model_len, token_bytes)
+        sequence = Sequence(-1, job.request, index, list(job.request.prompt))
+        outputs = []
+        for number, step in enumerate(done.hypothesis.steps, 1):
+            offset = continuation.text.offset
+            sequence.tokens.append(step.token)
+            continuation.push(sequence)
+            is_last = number == len(done.hypothesis.steps)
+            outputs.append(
+                SequenceOutput(
+                    request_id=job.request.request_id,
+                    index=index,
+                    token=step.token,
+                    text=continuation.text.take(),
+                    text_offset=offset,
+                    num_generated=number,
+                    prompt_tokens=len(job.request.prompt),
+                    cached_tokens=cached,
+                    logprob=step if job.request.params.logprobs is not None else None,
+                    finish_reason=continuation.reason if is_last else None,
+                    stop_reason=continuation.stop_reason if is_last else None,
+                    prompt_logprobs=job.prompt_logprobs if number == 1 else None,
+                    beam_score=done.score if is_last else None,
+                )
+            )
+        reason = continuation.reason or FinishReason.LENGTH
+        self.times.finished[reason.value] += 1
         return outputs
 
     def _accept(self, job: _Job, sequence: Sequence, logprob: TokenLogprob | None, now: int) -> SequenceOutput:

@@ -46,6 +46,7 @@ class SequenceOutput:
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it
     prompt_logprobs: PromptLogprobs | None = None  # with a continuation's first token, where asked for
     error: str | None = None
+    beam_score: float | None = None  # with a beam hypothesis' last token
 
 
 class Histogram:

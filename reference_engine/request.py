@@ -57,6 +57,14 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None  # None = off; k = the chosen token's and the top k alternatives'
     prompt_logprobs: int | None = None
+    beam_width: int = 0  # > 0: beam search over so many hypotheses; the n best are returned
+    length_penalty: float = 1.0  # a hypothesis scores sum of log-probabilities / length ** length_penalty
+    early_stopping: bool | str = False  # True, False or "never"; see reference_engine.beam
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that run for one request at most."""
+        return self.beam_width or self.n
 
     @property
     def greedy(self) -> bool:

@@ -74,6 +74,7 @@ class _Draft:
     picked: dict[int, tuple[Entry, int]] = field(default_factory=dict)  # seq_id -> (entry, tokens to compute)
     preempted: list[int] = field(default_factory=list)
     short_of_blocks: bool = False  # a running sequence computes less than the budget would allow
+    admits_after_preemption: bool = False  # those preempted only held blocks, so that others can start
 
     def pick(self, entry: Entry, num_tokens: int) -> None:
         self.picked[entry.sequence.seq_id] = (entry, num_tokens)
@@ -123,7 +124,7 @@ class Scheduler:
             )
         sequence = Sequence(self._new_seq_id(), request, tokens=list(request.prompt))
         priority = request.priority if self.config.order == "priority" else 0
-        entry = Entry(sequence, self._arrivals, priority, continuations=request.params.n)
+        entry = Entry(sequence, self._arrivals, priority, continuations=request.params.num_sequences)
         self._arrivals += 1
         self._register(entry)
         self._waiting.push(entry)
@@ -152,7 +153,8 @@ class Scheduler:
         if entry.running:
             self._leave_running(entry)
         else:
-            self._waiting.remove(entry)
+            if not entry.parked:
+                self._waiting.remove(entry)
             self.kv.free(sequence.seq_id)  # it may have host blocks
         sequence.finish_reason = reason
 
@@ -186,6 +188,9 @@ class Scheduler:
         draft = _Draft(self.config.max_num_batched_tokens)
         self._schedule_running(draft)
         self._schedule_waiting(draft)
+        while self._entries and not draft.picked and self._preempt_parked(draft):
+            self._schedule_running(draft)
+            self._schedule_waiting(draft)
         if self._entries and not draft.picked:
             raise RuntimeError("no sequence can advance: one has reached prompt + max_tokens and was not finished")
         return self._emit(draft)
@@ -208,7 +213,12 @@ class Scheduler:
             if entry is None:
                 continue
             sequence = entry.sequence
-            if part.num_samples != 1 or part.prompt_logprobs or part.seq_len != sequence.known:
+            if (
+                sequence.request.params.beam_width
+                or part.num_samples != 1
+                or part.prompt_logprobs
+                or part.seq_len != sequence.known
+            ):
                 return None
             if self._is_last(sequence):
                 continue
@@ -260,6 +270,7 @@ class Scheduler:
             if (
                 part.num_samples
                 and part.seq_id in self._entries
+                and not self._entries[part.seq_id].sequence.request.params.beam_width
                 and len(sampled.get(part.seq_id, ())) != part.num_samples
             ):
                 raise ValueError(f"sequence {part.seq_id} needs {part.num_samples} sampled tokens")
@@ -270,12 +281,48 @@ class Scheduler:
             if entry is None:
                 continue
             self._advance(entry, part)
-            if part.num_samples:
+            if part.num_samples and entry.sequence.request.params.beam_width:
+                entry.parked = True
+                if not entry.sequence.num_generated:
+                    self._prompt_tokens += entry.sequence.prompt_len
+            elif part.num_samples:
                 self._append(entry, sampled[part.seq_id], committed)
         snapshot = self.kv.ledger()
         snapshot.check()
         self.ledger_totals.tick(snapshot)
         return tuple(committed)
+
+    def branch(self, request_id: str, choices: SequenceOf[tuple[int, int]]) -> tuple[Sequence, ...]:
+        """Go on with the beams ``choices``: (seq_id of the parent, next token) of each; the sequences, in that order.
+
+        Only when all sequences of the request are parked.  The first child of a parent is the parent itself; others fork
+        off it and share its blocks, or wait to compute its tokens again where no seat or no blocks are left.  Parents
+        without a child are dropped.
+        """
+        entries = {entry.sequence.seq_id: entry for entry in self._by_request[request_id]}
+        if not choices or not all(entry.parked for entry in entries.values()):
+            raise ValueError(f"request {request_id!r} has beams whose next token is not being chosen")
+        parents = {seq_id: entries[seq_id] for seq_id, _ in choices}
+        for seq_id, entry in entries.items():
+            if seq_id not in parents:
+                self.finish(entry.sequence, FinishReason.STOP)
+            elif entry.running:
+                self._seats -= entry.continuations - 1
+            if seq_id in parents:
+                entry.continuations = 1
+        taken = {entry.sequence.index for entry in parents.values()}
+        unused = (index for index in range(len(choices) + len(taken)) if index not in taken)
+        going_on: list[Entry] = []
+        for seq_id, _ in choices:
+            parent = parents[seq_id]
+            going_on.append(parent if parent.parked else self._branch_off(parent, next(unused)))
+            parent.parked = False
+        for entry, (_, token) in zip(going_on, choices, strict=True):
+            entry.sequence.tokens.append(token)
+            if not entry.running:
+                self._waiting.push(entry)
+        self._generation_tokens += len(choices)
+        return tuple(entry.sequence for entry in going_on)
 
     # ---------------------------------------------------------------- looking in
 
@@ -308,12 +355,15 @@ class Scheduler:
             raise AuditError(
                 f"{self._seats} seats are taken, the running sequences stand for another number: {running}"
             )
-        if len(running) + len(self._waiting) != len(self._entries):
+        aside = sum(entry.parked and not entry.running for entry in self._entries.values())
+        if len(running) + len(self._waiting) + aside != len(self._entries):
             raise AuditError(f"{len(self._entries)} sequences, {len(running)} run and {len(self._waiting)} wait")
         for entry in self._entries.values():
             sequence = entry.sequence
             if not entry.running and (sequence.computed or sequence.scheduled):
                 raise AuditError(f"sequence {sequence.seq_id} waits with {sequence.computed} tokens computed")
+            if entry.parked and sequence.scheduled:
+                raise AuditError(f"sequence {sequence.seq_id} computes, though its next token is being chosen")
             drawn_ahead = len(self._in_flight[1:])
             if sequence.computed + sequence.scheduled > sequence.known + drawn_ahead:
                 raise AuditError(f"sequence {sequence.seq_id} has computed more tokens than are known")
@@ -340,7 +390,7 @@ class Scheduler:
     def _schedule_running(self, draft: _Draft) -> None:
         longer: list[Entry] = []
         for entry in self._running.snapshot():
-            if not entry.running:  # evicted a moment ago by a more urgent one
+            if not entry.running or entry.parked:  # evicted a moment ago by a more urgent one, or nothing to compute
                 continue
             sequence = entry.sequence
             if sequence.is_prefilling:
@@ -375,7 +425,18 @@ class Scheduler:
         victim.sequence.preemptions += 1
         victim.losses += beneficiary.age > victim.age
         self._preemptions += 1
-        self._waiting.push(victim)
+        if not victim.parked:
+            self._waiting.push(victim)
+
+    def _preempt_parked(self, draft: _Draft) -> bool:
+        """Nobody can advance: take the blocks of the least urgent beam that only holds them.  False if there is none."""
+        parked = [entry for entry in self._running.snapshot() if entry.parked]
+        if not parked or not self.kv.preempts:
+            return False
+        self._preempt(draft, parked[-1], parked[-1])
+        draft.short_of_blocks = False
+        draft.admits_after_preemption = True
+        return True
 
     def _prefers_swap(self, sequence: Sequence) -> bool:
         """Whether a victim goes to the host pool; see ``PreemptionCost`` for the rule of ``auto``."""
@@ -401,7 +462,7 @@ class Scheduler:
 
     def _schedule_waiting(self, draft: _Draft, before: Entry | None = None) -> None:
         """Admit from the queue, all that outrank ``before`` or all, until one of them does not fit."""
-        memory_is_short = draft.short_of_blocks or bool(draft.preempted)
+        memory_is_short = draft.short_of_blocks or (bool(draft.preempted) and not draft.admits_after_preemption)
         while draft.budget and (entry := self._waiting.head()) is not None:
             if before is not None and entry.rank > before.rank:
                 return
@@ -491,7 +552,7 @@ class Scheduler:
                     start=start,
                     tokens=(sequence.tokens[start],) if num_tokens == 1 else tuple(sequence.tokens[start:end]),
                     block_table=self.kv.block_table(sequence.seq_id),
-                    num_samples=entry.continuations if end == sequence.known else 0,
+                    num_samples=self._num_samples(entry) if end == sequence.known else 0,
                     prompt_logprobs=self._wants_prompt_rows(entry) and end > entry.rows_returned,
                 )
             )
@@ -501,6 +562,10 @@ class Scheduler:
             self._steps += 1
             self._in_flight.append(plan)
         return plan
+
+    def _num_samples(self, entry: Entry) -> int:
+        """Tokens drawn from the last known token's logits; for a beam 1: its best continuations are compared later."""
+        return 1 if entry.sequence.request.params.beam_width else entry.continuations
 
     # ---------------------------------------------------------------- booking a step
 
@@ -529,8 +594,22 @@ class Scheduler:
             committed.append(CommittedToken(owner.sequence, token, draw))
         self._generation_tokens += len(tokens)
 
+    def _branch_off(self, parent: Entry, index: int) -> Entry:
+        """Another child of a beam: a fork where the parent has blocks and a seat is free, else one that starts over."""
+        source = parent.sequence
+        if parent.running and self._seats < self.config.max_num_seqs and self.kv.can_fork(source):
+            return self._fork(parent, index)
+        sequence = Sequence(
+            self._new_seq_id(), source.request, index=index, tokens=list(source.tokens), cached=source.cached
+        )
+        child = Entry(sequence, parent.arrival, parent.priority, promoted=parent.promoted, admitted=True)
+        child.most_computed = parent.most_computed
+        child.rows_returned = source.prompt_len
+        self._register(child)
+        return child
+
     def _fork(self, parent: Entry, index: int) -> Entry:
-        """A continuation that shares the parent's computed prompt; it takes one of the seats kept for it."""
+        """A continuation that shares the parent's computed tokens; it takes one of the seats kept for it."""
         source = parent.sequence
         sequence = Sequence(
             self._new_seq_id(),

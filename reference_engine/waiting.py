@@ -40,6 +40,9 @@ class Entry:
     promoted: bool = False
     losses: int = 0  # how often it lost its blocks to a sequence that arrived later
     running: bool = False
+    parked: bool = (
+        False  # a beam whose next token is being chosen: nothing to compute, and not queued if it lost its blocks
+    )
     admitted: bool = False  # at least once
     most_computed: int = 0  # highest `computed` ever reached; below it, work is being repeated
     rows_returned: int = 0  # prompt positions whose logits were computed, when prompt logprobs are asked for

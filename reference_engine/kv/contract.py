@@ -127,6 +127,10 @@ class KVManager(ABC):
     def blocks_exclusive(self, sequence: Sequence, besides: list[CachedBlock]) -> int:
         """Blocks that ``free`` would return to the pool for certain, not counting those of the prefix ``besides``."""
 
+    def can_fork(self, parent: Sequence) -> bool:
+        """Whether ``fork`` would succeed."""
+        return True
+
     @abstractmethod
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Give ``child`` a table with the parent's computed K/V; ``child.computed == parent.computed``."""

@@ -121,13 +121,22 @@ class ReservingKVManager(KVManager):
     def blocks_exclusive(self, sequence: Sequence, besides: list[CachedBlock]) -> int:
         return self._reservations[sequence.seq_id].run.length
 
+    def can_fork(self, parent: Sequence) -> bool:
+        return self._with_spare_run(parent.request) is not None
+
     def fork(self, parent: Sequence, child: Sequence) -> None:
-        """The child takes one of the parent's spare runs; the parent's K/V is copied into it before the next step."""
-        source = self._reservations[parent.seq_id]
-        self._reservations[child.seq_id] = Reservation(source.spare_runs.pop(), BlockTable(child, []))
+        """The child takes a spare run of its request; the parent's K/V is copied into it before the next step."""
+        source, giver = self._reservations[parent.seq_id], self._with_spare_run(parent.request)
+        assert giver is not None
+        self._reservations[child.seq_id] = Reservation(giver.spare_runs.pop(), BlockTable(child, []))
         self.allocate(child, child.computed)
         for pair in zip(source.table.blocks, self._reservations[child.seq_id].table.blocks, strict=True):
             self._copies.append((child.seq_id, BlockCopy(*pair)))
+
+    def _with_spare_run(self, request: Request) -> Reservation | None:
+        """A reservation of the request that has a run to spare."""
+        held = self._reservations.values()
+        return next((r for r in held if r.spare_runs and r.table.sequence.request is request), None)
 
     def commit(self, sequence: Sequence) -> None:
         """Nothing is shared, so nothing becomes visible."""
@@ -137,6 +146,11 @@ class ReservingKVManager(KVManager):
         if reservation is None:
             return
         self._copies = [entry for entry in self._copies if entry[0] != seq_id]
+        request = reservation.table.sequence.request
+        heir = next((r for r in self._reservations.values() if r.table.sequence.request is request), None)
+        if heir is not None and request.params.beam_width:  # a hypothesis was dropped: another one will fork
+            heir.spare_runs += reservation.runs
+            return
         for run in reversed(reservation.runs):
             self._give(run)
 

@@ -51,11 +51,6 @@ def parse_completion(body: Mapping[str, Any]) -> Call:
     """A /v1/completions body.  Raises ApiError."""
     fields = Fields(body)
     n = _choices(fields)
-    best_of = fields.integer("best_of", n, low=1, high=MAX_CHOICES)
-    if best_of != n:
-        raise wrong(
-            "best_of", f"is {best_of} but n is {n}; this engine returns every continuation, so leave best_of out"
-        )
     if fields.string("suffix"):
         raise wrong("suffix", "is not supported; leave it out")
     echo = fields.boolean("echo")
@@ -187,6 +182,7 @@ def _delivery(fields: Fields) -> dict[str, Any]:
 def _sampling(
     fields: Fields, n: int, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None
 ) -> SamplingParams:
+    beam = _beam(fields, n)
     top_k = fields.integer("top_k", 0, low=-1) or 0
     min_tokens = fields.integer("min_tokens", 0, low=0) or 0
     if max_tokens and min_tokens > max_tokens:
@@ -210,7 +206,48 @@ def _sampling(
         seed=fields.integer("seed", low=INT64[0]),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        **beam,
     )
+
+
+def _beam(fields: Fields, n: int) -> dict[str, Any]:
+    """``use_beam_search`` with ``best_of`` as its width (default n), ``length_penalty`` and ``early_stopping``.
+
+    Beams are compared by the model's own log-probabilities, so what would change those is refused.
+    """
+    best_of = fields.integer("best_of", n, low=1, high=MAX_CHOICES) or n
+    if not fields.boolean("use_beam_search"):
+        if best_of != n:
+            raise wrong(
+                "best_of",
+                f"is {best_of} but n is {n}; this engine returns every continuation, so leave best_of out "
+                "(with use_beam_search it is the width of the beam)",
+            )
+        return {}
+    if best_of < n:
+        raise wrong("best_of", f"is {best_of}, less than n {n}; it is the width of the beam")
+    for name, neutral in _NEUTRAL_FOR_BEAMS.items():
+        if fields.get(name) not in (None, *neutral):
+            raise wrong(name, "does not go with use_beam_search; leave it out")
+    early: bool | str = "never"
+    if fields.get("early_stopping") != "never":
+        early = fields.boolean("early_stopping")
+    penalty = fields.number("length_penalty", 1.0, low=-10.0, high=10.0)
+    return {"beam_width": best_of, "length_penalty": penalty, "early_stopping": early}
+
+
+# What each of these may be in a call with use_beam_search.
+_NEUTRAL_FOR_BEAMS: dict[str, tuple[Any, ...]] = {
+    "temperature": (0, 1),
+    "top_k": (0, -1),
+    "top_p": (1,),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "stop": ("", []),
+}
 
 
 def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:

@@ -74,7 +74,7 @@ class Ticket:
 
     @property
     def is_overrun(self) -> bool:
-        return len(self._pending) > MAX_BACKLOG
+        return len(self._pending) > MAX_BACKLOG and self.open > 0  # what is complete grows no more
 
     def fail(self, error: ApiError) -> None:
         self._error = error
@@ -171,12 +171,13 @@ class EngineLoop:
         self._thread.join(timeout=10)
 
     def _deliver(self, outputs: list[SequenceOutput]) -> None:
-        tickets = self._tickets
+        tickets, touched = self._tickets, dict[Ticket, None]()
         for output in outputs:
             ticket = tickets.get(output.request_id)
-            if ticket is None:
-                continue
-            ticket.put(output)
+            if ticket is not None:
+                ticket.put(output)
+                touched[ticket] = None
+        for ticket in touched:
             if ticket.is_overrun:
                 ticket.fail(ApiError(f"the client did not read {MAX_BACKLOG} tokens; the call is given up", status=500))
                 self.release(ticket)

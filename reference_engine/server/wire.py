@@ -35,6 +35,7 @@ class _Choice:
     prompt_logprobs: PromptLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    beam_score: float | None = None
 
 
 @dataclass(slots=True)
@@ -118,6 +119,8 @@ class Wire:
         choice["finish_reason"] = self._finish_reason(output)
         if output.finish_reason is not None:
             choice["stop_reason"] = None if call.prompt_only else output.stop_reason
+        if output.beam_score is not None:
+            choice["beam_score"] = output.beam_score
         if call.return_token_ids:
             choice["token_ids"] = [] if call.prompt_only else [output.token]
         if is_first and call.wants_prompt_logprobs and output.prompt_logprobs is not None:
@@ -142,6 +145,7 @@ class Wire:
         if output.prompt_logprobs is not None:
             choice.prompt_logprobs = output.prompt_logprobs
         choice.finish_reason = self._finish_reason(output)
+        choice.beam_score = output.beam_score
         if self.call.prompt_only or output.token is None:
             return
         choice.stop_reason = output.stop_reason
@@ -171,6 +175,8 @@ class Wire:
         answer["logprobs"] = self._logprobs(number, scores, choice.logprobs, choice.offsets)
         answer["finish_reason"] = choice.finish_reason
         answer["stop_reason"] = choice.stop_reason
+        if choice.beam_score is not None:
+            answer["beam_score"] = choice.beam_score
         if call.return_token_ids:
             answer["token_ids"] = choice.tokens
             if not call.is_chat:
