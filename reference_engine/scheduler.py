@@ -321,8 +321,18 @@ class Scheduler:
             entry.sequence.tokens.append(token)
             if not entry.running:
                 self._waiting.push(entry)
+        self._keep_seats(going_on)
         self._generation_tokens += len(choices)
         return tuple(entry.sequence for entry in going_on)
+
+    def _keep_seats(self, beams: list[Entry]) -> None:
+        """Where fewer beams go on than the request has seats for, one of them keeps the others' seats."""
+        keeper = next((entry for entry in beams if entry.running), None)
+        spare = keeper.sequence.request.params.beam_width - len(beams) if keeper else 0
+        spare = min(spare, self.config.max_num_seqs - self._seats)
+        if keeper is not None and spare > 0:
+            keeper.continuations += spare
+            self._seats += spare
 
     # ---------------------------------------------------------------- looking in
 

@@ -39,10 +39,10 @@ class ContiguousKVManager(ReservingKVManager):
         return len(self._free_runs) * self.run_blocks
 
     def check_fits(self, request: Request) -> None:
-        if request.params.n > self.num_runs:
+        needed = request.params.num_sequences
+        if needed > self.num_runs:
             raise RequestRejected(
-                f"n={request.params.n} needs {request.params.n} reservations, but the KV pool holds {self.num_runs}; "
-                "ask for a smaller n",
+                f"n={needed} needs {needed} reservations, but the KV pool holds {self.num_runs}; ask for a smaller n",
                 param="n",
             )
 

@@ -49,7 +49,7 @@ class OrcaKVManager(ReservingKVManager):
         return self.buddy.num_free
 
     def check_fits(self, request: Request) -> None:
-        length, n = self._length(request), request.params.n
+        length, n = self._length(request), request.params.num_sequences
         if self._whole.capacity(order_of(length)) >= n:
             return
         slots = length * self.block_size

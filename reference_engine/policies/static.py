@@ -41,9 +41,9 @@ class StaticKVManager(ContiguousKVManager):
     def can_admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int, headroom: int) -> bool:
         return not self.is_closed and super().can_admit(sequence, prefix, continuations, headroom)
 
-    def admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int) -> None:
-        super().admit(sequence, prefix, continuations)
+    def admit(self, sequence: Sequence, prefix: list[CachedBlock], continuations: int) -> int:
         self._newest = sequence
+        return super().admit(sequence, prefix, continuations)
 
     def free(self, seq_id: int) -> None:
         super().free(seq_id)

@@ -184,6 +184,7 @@ class Driver:
             prompt_logprobs=r.choice((None, None, None, None, 0)),
             priority=r.randrange(-1, 3),
             cache_salt=r.choice(("", "", "", "other")),
+            beam_width=r.choice((0, 0, 0, 1, 2, 4)),
         )
 
     def step_random(self) -> None:
@@ -197,7 +198,7 @@ class Driver:
 
     def finish_random(self) -> None:
         """A stop rule ends a sequence that has generated something."""
-        ready = [s for s in self.scheduler.sequences.values() if s.num_generated]
+        ready = [s for s in self.scheduler.sequences.values() if s.num_generated and not s.request.params.beam_width]
         if ready:
             self.finish(self.random.choice(ready), FinishReason.STOP)
 
@@ -211,8 +212,10 @@ class Driver:
         prompt_logprobs: int | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        beam_width: int = 0,
     ) -> None:
-        params = SamplingParams(max_tokens=max_tokens, n=n, prompt_logprobs=prompt_logprobs)
+        n = min(n, beam_width) or n
+        params = SamplingParams(max_tokens=max_tokens, n=n, prompt_logprobs=prompt_logprobs, beam_width=beam_width)
         request = Request(f"r{self.seen['requests']}", prompt, params, priority=priority, cache_salt=cache_salt)
         self.seen["requests"] += 1
         try:
@@ -265,16 +268,40 @@ class Driver:
             self.abort(abort_in_flight)
         draws = {
             p.seq_id: [self.random.randrange(self.mix.vocabulary) for _ in range(p.num_samples)]
-            for p in plan.seqs
-            if p.num_samples
+            for p, sequence in zip(plan.seqs, sequences, strict=True)
+            if p.num_samples and not sequence.request.params.beam_width
         }
         for committed in scheduler.commit(plan, draws):
             assert committed.sequence.tokens[-1] == committed.token
             self._book(committed.sequence)
         self.check()
+        for request in [request for request in self.unfinished.values() if request.params.beam_width]:
+            self._branch(request)
         if self.config.policy == "paged":  # contiguous forks are copied at the start of the next step
             for sequence in scheduler.sequences.values():
                 self.shadow.check_read(scheduler.block_table(sequence.seq_id), sequence.computed, sequence)
+
+    def _branch(self, request: Request) -> None:
+        """Once all hypotheses of a beam have been computed: children of random parents, or the end."""
+        beams = [s for s in self.scheduler.sequences.values() if s.request is request]
+        if not all(self.scheduler._entries[s.seq_id].parked for s in beams):
+            return
+        if beams[0].num_generated == request.params.max_tokens - 1:
+            self.seen["beams ended"] += 1
+            self.abort(request.request_id)
+            return
+        r = self.random
+        parents = r.choices([s.seq_id for s in beams], k=r.randint(1, request.params.beam_width))
+        choices = [(seq_id, r.randrange(self.mix.vocabulary)) for seq_id in parents]
+        texts = {s.seq_id: list(s.tokens) for s in beams}
+        children = self.scheduler.branch(request.request_id, choices)
+        for child, (parent, token) in zip(children, choices, strict=True):
+            assert child.tokens == [*texts[parent], token]
+        assert len({child.index for child in children}) == len(children)
+        self.seen["branched"] += len(parents) - len(set(parents))
+        self.seen["branched off anew"] += sum(not child.computed for child in children)
+        self.seen["dropped"] += len(beams) - len(set(parents))
+        self.check()
 
     def drain(self) -> None:
         """Everything ends within a bound that follows from the scheduler's rules, and nothing is left behind.
@@ -282,8 +309,8 @@ class Driver:
         Under FCFS every step either advances the oldest sequence, whose work is never lost, or spends the whole budget
         on tokens that are kept.  With priorities the first in line can change: by a promotion, or by a preemption.
         """
-        work = sum(len(r.prompt) + r.params.n * (len(r.prompt) + r.params.max_tokens) for r in self.unfinished.values())
-        sequences = sum(r.params.n for r in self.unfinished.values())
+        work = sum(self._most_work(r) for r in self.unfinished.values())
+        sequences = sum(r.params.num_sequences for r in self.unfinished.values())
         changes = 0 if self.config.order == "fcfs" else sequences * (1 + waiting.PREEMPTION_LIMIT)
         steps = 0
         while self.scheduler.has_work:
@@ -311,6 +338,12 @@ class Driver:
         ledger.check()
         assert ledger.logical == sum(self._reachable(s) for s in self.scheduler.sequences.values())
 
+    @staticmethod
+    def _most_work(request: Request) -> int:
+        """Tokens computed for one request at most.  A beam's hypotheses may have to start over for every token."""
+        length, params = len(request.prompt) + request.params.max_tokens, request.params
+        return len(request.prompt) + params.num_sequences * length * (params.max_tokens if params.beam_width else 1)
+
     # ------------------------------------------------------------ expectations
 
     def _reachable(self, sequence: EngineSequence) -> int:
@@ -325,6 +358,8 @@ class Driver:
         if self.config.order != "fcfs" or not self.scheduler.has_work:
             return None
         oldest = next(iter(self.unfinished))
+        if self.unfinished[oldest].params.beam_width:  # its first hypothesis may have to wait for the others
+            return None
         return min(
             (s for s in self.scheduler.sequences.values() if s.request.request_id == oldest), key=lambda s: s.index
         ).seq_id
@@ -341,7 +376,7 @@ class Driver:
         for part in plan.seqs:
             sequence = scheduler.sequences[part.seq_id]
             forks = sequence.index == 0 and sequence.num_generated == 0
-            samples = sequence.request.params.n if forks else 1
+            samples = sequence.request.params.n if forks and not sequence.request.params.beam_width else 1
             assert part.num_samples == (samples if part.seq_len == sequence.known else 0), (part, sequence)
             self.seen["forked"] += part.num_samples > 1
             self.seen["chunks"] += part.num_samples == 0

@@ -117,7 +117,7 @@ def check(model: Any, request: Request, found: dict[tuple[str, int], list[Sequen
     for index, (tokens, score) in enumerate(expected):
         outputs = found[request.request_id, index]
         assert [o.token for o in outputs] == tokens
-        assert outputs[-1].beam_score == pytest.approx(score, abs=1e-4)
+        assert outputs[-1].beam_score == pytest.approx(score, rel=1e-5, abs=1e-4)
         assert outputs[-1].finish_reason is (FinishReason.STOP if tokens[-1] == EOS else FinishReason.LENGTH)
         assert all(o.finish_reason is None for o in outputs[:-1])
     assert (request.request_id, len(expected)) not in found
