@@ -10,6 +10,7 @@ DEFAULT_WATERMARK = 0.01
 
 KVPolicy = Literal["paged", "contiguous", "static", "orca-max", "orca-pow2", "orca-oracle"]
 QueueOrder = Literal["fcfs", "priority"]
+KVType = Literal["auto", "float32", "bfloat16", "float16", "fp8_e4m3", "int8"]
 Preemption = Literal["recompute", "swap", "auto"]
 PrefixIndex = Literal["hash", "radix"]
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from reference_engine.attention.base import AttentionMetadata
+from reference_engine.attention.kv_format import KVFormat
 from reference_engine.attention.triton_paged import TritonPagedAttention
 from reference_engine.batch import StepTensors
 from reference_engine.config import CacheConfig, ModelConfig
@@ -100,8 +101,10 @@ class GraphRunner(ModelRunner):
         *,
         max_num_seqs: int,
         max_model_len: int,
+        kv_format: KVFormat | None = None,
+        kv_scales: list[tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        super().__init__(model, model_config, cache, backend, device, dtype)
+        super().__init__(model, model_config, cache, backend, device, dtype, kv_format=kv_format, kv_scales=kv_scales)
         self.triton = backend
         self.ladder = batch_ladder(max_num_seqs)
         self.max_model_len = max_model_len
@@ -142,7 +145,8 @@ class GraphRunner(ModelRunner):
         pairs = torch.tensor([(copy.source, copy.target) for copy in copies], device=self.device)
         for layer in self.layers:
             for pool in layer.tensors():
-                copy_blocks_launch(pool, pool, pairs).run()
+                elements = pool.view(torch.uint8) if pool.dtype.itemsize == 1 else pool
+                copy_blocks_launch(elements, elements, pairs).run()
 
     def _graph_size(self, plan: StepPlan) -> int | None:
         """The ladder's size for ``plan``; None if it must run eagerly."""

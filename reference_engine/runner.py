@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from reference_engine.attention.base import AttentionBackend, AttentionMetadata, KVCacheLayer, empty_cache_layer
+from reference_engine.attention.kv_format import KVFormat, plain_format
 from reference_engine.batch import StepTensors, build
 from reference_engine.config import CacheConfig, ConfigError, ModelConfig
 from reference_engine.models.llama import Attend, LlamaModel
@@ -28,14 +29,15 @@ class StepLogits:
     prompt: dict[int, Tensor]
 
 
-def block_bytes(model_config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+def block_bytes(model_config: ModelConfig, block_size: int, kv: KVFormat | torch.dtype) -> int:
     """Bytes of K and V that one block of ``block_size`` slots occupies over all layers."""
-    return block_size * model_config.kv_bytes_per_token(dtype.itemsize)
+    kv_format = kv if isinstance(kv, KVFormat) else plain_format(kv)
+    return block_size * kv_format.bytes_per_token(model_config)
 
 
-def num_blocks_for(memory_bytes: int, model_config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+def num_blocks_for(memory_bytes: int, model_config: ModelConfig, block_size: int, kv: KVFormat | torch.dtype) -> int:
     """How many blocks fit in ``memory_bytes``.  Raises ConfigError when not even one does."""
-    one = block_bytes(model_config, block_size, dtype)
+    one = block_bytes(model_config, block_size, kv)
     if memory_bytes < one:
         raise ConfigError(
             f"{memory_bytes} bytes of KV memory hold no block of {block_size} tokens ({one} bytes); raise --kv-memory"
@@ -54,22 +56,38 @@ class ModelRunner:
         backend: AttentionBackend,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        kv_format: KVFormat | None = None,
+        kv_scales: list[tuple[Tensor, Tensor]] | None = None,
     ) -> None:
+        """``kv_format``: how K/V are stored; None = in ``dtype``, the model's.  ``kv_scales``: of K and V per layer,
+        for a format with a scale a head.
+        """
         self.model = model
         self.model_config = model_config
         self.cache = cache
         self.backend = backend
         self.device = device
         self.dtype = dtype
-        self.kv_bytes = cache.num_blocks * block_bytes(model_config, cache.block_size, dtype)
+        self.kv_format = kv_format or plain_format(dtype)
+        self.kv_bytes = cache.num_blocks * block_bytes(model_config, cache.block_size, self.kv_format)
         self._scale = model_config.head_dim**-0.5
         shape = (cache.num_blocks, cache.block_size, model_config.num_kv_heads, model_config.head_dim)
         try:
-            self.layers = [empty_cache_layer(*shape, dtype, device) for _ in range(model_config.num_layers)]
+            self.layers = [
+                empty_cache_layer(*shape, self.kv_format.dtype, device, slot_scales=self.kv_format.scales == "slot")
+                for _ in range(model_config.num_layers)
+            ]
         except (RuntimeError, MemoryError):
             raise ConfigError(
                 f"cannot allocate {self.kv_bytes / 2**30:.2f} GiB of KV memory on {device}; lower --kv-memory"
             ) from None
+        if self.kv_format.scales == "head":
+            scales = kv_scales or [(torch.ones(shape[2], device=device),) * 2] * model_config.num_layers
+            self.layers = [
+                replace(layer, key_scale=key, value_scale=value)
+                for layer, (key, value) in zip(self.layers, scales, strict=True)
+            ]
         self.host = HostPool(self.layers, cache.num_host_blocks) if cache.num_host_blocks else None
 
     @torch.inference_mode()
@@ -89,8 +107,11 @@ class ModelRunner:
     def poison(self) -> None:
         """Fill the whole pool with NaN: in tests, any read of a slot that was never written shows in the logits."""
         for layer in self.layers:
-            layer.key.fill_(float("nan"))
-            layer.value.fill_(float("nan"))
+            for pool in layer.tensors():
+                if pool.dtype.is_floating_point:
+                    pool.fill_(float("nan"))
+                else:
+                    pool.fill_(torch.iinfo(pool.dtype).max)
 
     def _forward(self, step: StepTensors) -> Tensor:
         return self.model.forward(step.input_ids, step.positions, self._attend(step.meta), step.logit_rows)
@@ -129,4 +150,5 @@ class ModelRunner:
 
 def _copy_within(layer: KVCacheLayer, sources: Tensor, targets: Tensor) -> None:
     for pool in layer.tensors():
-        pool.index_copy_(0, targets, pool.index_select(0, sources))
+        rows = pool.view(torch.uint8) if pool.dtype.itemsize == 1 else pool
+        rows.index_copy_(0, targets, rows.index_select(0, sources))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.errors import CliError
-from reference_engine.config import ConfigError, KVPolicy, Preemption, PrefixIndex, QueueOrder
+from reference_engine.config import ConfigError, KVPolicy, KVType, Preemption, PrefixIndex, QueueOrder
 from reference_engine.server.options import HELP, Attention, Device, DType, ServerOptions
 
 DEFAULT = ServerOptions()
@@ -18,6 +18,7 @@ def serve(
     served_model_name: Annotated[str | None, typer.Option(help=HELP["served_model_name"])] = None,
     device: Annotated[Device, typer.Option(help=HELP["device"])] = DEFAULT.device,
     dtype: Annotated[DType, typer.Option(help=HELP["dtype"])] = DEFAULT.dtype,
+    kv_dtype: Annotated[KVType, typer.Option(help=HELP["kv_dtype"])] = DEFAULT.kv_dtype,
     kv_memory: Annotated[str | None, typer.Option(help=HELP["kv_memory"], metavar="SIZE")] = None,
     num_blocks: Annotated[int | None, typer.Option(help=HELP["num_blocks"])] = None,
     block_size: Annotated[int, typer.Option(help=HELP["block_size"])] = DEFAULT.block_size,
@@ -61,6 +62,7 @@ def serve(
             served_model_name=served_model_name,
             device=device,
             dtype=dtype,
+            kv_dtype=kv_dtype,
             kv_memory=kv_memory,
             num_blocks=num_blocks,
             block_size=block_size,

@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from reference_engine.attention.kv_format import store_rows
 from reference_engine.huge_pages import prefer_huge_pages
 
 
@@ -27,7 +28,7 @@ from reference_engine.huge_pages import prefer_huge_pages
 class KVCacheLayer:
     """K and V of one layer, each ``[num_blocks, block_size, Hkv, D]``.
 
-    An fp8 (e4m3) cache holds ``x / scale``; the scales are fp32 ``[Hkv]`` on the cache's device.
+    Scales are fp32 on the cache's device: None, ``[Hkv]``, or ``[num_blocks, block_size, Hkv]`` (see ``kv_format``).
     """
 
     key: Tensor
@@ -37,7 +38,8 @@ class KVCacheLayer:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything whose first dimension is the block: what moves when a block is copied or swapped."""
-        return self.key, self.value
+        own = [scale for scale in (self.key_scale, self.value_scale) if scale is not None and scale.dim() == 3]
+        return self.key, self.value, *own
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +101,33 @@ def store_kv(key: Tensor, value: Tensor, cache: KVCacheLayer, slot_mapping: Tens
     if bool((slot_mapping < 0).any()):
         keep = slot_mapping >= 0
         key, value, slot_mapping = key[keep], value[keep], slot_mapping[keep]
-    flat_key.index_copy_(0, slot_mapping, key.to(flat_key.dtype))
-    flat_value.index_copy_(0, slot_mapping, value.to(flat_value.dtype))
+    store_rows(key, flat_key, flat_scale(cache.key_scale), slot_mapping)
+    store_rows(value, flat_value, flat_scale(cache.value_scale), slot_mapping)
+
+
+def flat_scale(scale: Tensor | None) -> Tensor | None:
+    """Scales of slots as ``[num_slots, Hkv]``; others as they are."""
+    return scale.flatten(0, 1) if scale is not None and scale.dim() == 3 else scale
 
 
 def empty_cache_layer(
-    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    num_blocks: int,
+    block_size: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    slot_scales: bool = False,
 ) -> KVCacheLayer:
-    """Zeroed K/V storage of one layer."""
+    """Zeroed K/V storage of one layer, with room for a scale of every slot and head if asked for."""
     shape = (num_blocks, block_size, num_kv_heads, head_dim)
     key, value = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
     for pool in (key, value):
         if device.type == "cpu":
             prefer_huge_pages(pool.data_ptr(), pool.nbytes)  # before the first touch
         pool.zero_()
-    return KVCacheLayer(key=key, value=value)
+    if not slot_scales:
+        return KVCacheLayer(key=key, value=value)
+    scales = [torch.zeros(shape[:3], dtype=torch.float32, device=device) for _ in range(2)]
+    return KVCacheLayer(key, value, *scales)

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from reference_engine.attention.base import AttentionMetadata, KVCacheLayer
+from reference_engine.attention.base import AttentionMetadata, KVCacheLayer, flat_scale
+from reference_engine.attention.kv_format import read_rows, store_rows
 from reference_engine.attention.sparse_decode import SparseDecode
 
 
@@ -48,6 +49,14 @@ class _PaddedDecodes:
     count: int
     slots: Tensor
     mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """K or V of all slots, ``[num_slots, Hkv, D]``, and their scales: None, ``[Hkv]`` or ``[num_slots, Hkv]``."""
+
+    rows: Tensor
+    scale: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +96,25 @@ class GatherAttention:
         """See ``AttentionBackend``."""
         if meta is not self._meta:
             self._begin_step(meta)
-        flat_key, flat_value = cache.key.flatten(0, 1), cache.value.flatten(0, 1)
-        self._store(key, value, flat_key, flat_value)
+        keys = _Pool(cache.key.flatten(0, 1), flat_scale(cache.key_scale))
+        values = _Pool(cache.value.flatten(0, 1), flat_scale(cache.value_scale))
+        self._store(key, value, keys, values)
         index = self._indices.get(window)
         if index is None:
-            index = self._indices[window] = _index_step(meta, window, query, flat_key)
+            index = self._indices[window] = _index_step(meta, window, query, keys.rows)
         if index.decodes is not None and not index.chunks:
-            return self._decode(query, index, flat_key, flat_value, scale, soft_cap)
+            return self._decode(query, index, keys, values, scale, soft_cap)
         result = torch.empty_like(query)
         for chunk in index.chunks:
             rows = slice(chunk.first_row, chunk.first_row + chunk.query_len)
-            result[rows] = self._attend_chunk(query[rows], chunk, flat_key, flat_value, scale, soft_cap)
+            result[rows] = self._attend_chunk(query[rows], chunk, keys, values, scale, soft_cap)
         if index.decode_rows is not None:
             rows_of = query.index_select(0, index.decode_rows)
-            attended = self._decode(rows_of, index, flat_key, flat_value, scale, soft_cap)
+            attended = self._decode(rows_of, index, keys, values, scale, soft_cap)
             result.index_copy_(0, index.decode_rows, attended)
         elif index.decodes is not None:
             first = query[: index.num_decodes]
-            result[: index.num_decodes] = self._decode(first, index, flat_key, flat_value, scale, soft_cap)
+            result[: index.num_decodes] = self._decode(first, index, keys, values, scale, soft_cap)
         return result
 
     def _begin_step(self, meta: AttentionMetadata) -> None:
@@ -115,11 +125,18 @@ class GatherAttention:
         self._stored_rows = keep.nonzero().squeeze(1) if has_padding else None
         self._stored_slots = meta.slot_mapping[keep] if has_padding else meta.slot_mapping
 
-    def _store(self, key: Tensor, value: Tensor, flat_key: Tensor, flat_value: Tensor) -> None:
+    def _store(self, key: Tensor, value: Tensor, keys: _Pool, values: _Pool) -> None:
         if self._stored_rows is not None:
             key, value = key.index_select(0, self._stored_rows), value.index_select(0, self._stored_rows)
-        flat_key.index_copy_(0, self._stored_slots, key.to(flat_key.dtype))
-        flat_value.index_copy_(0, self._stored_slots, value.to(flat_value.dtype))
+        store_rows(key, keys.rows, keys.scale, self._stored_slots)
+        store_rows(value, values.rows, values.scale, self._stored_slots)
+
+    def _read(self, name: str, pool: _Pool, slots: Tensor, dtype: torch.dtype) -> Tensor:
+        """Values at ``slots`` ``[N, Hkv, D]``, without their scales: in ``dtype``, or as stored where there are none."""
+        rows = self._gathered(name, pool.rows, slots)
+        if pool.scale is None:
+            return rows
+        return read_rows(rows, pool.scale if pool.scale.dim() == 1 else pool.scale.index_select(0, slots), dtype)
 
     def _gathered(self, name: str, flat: Tensor, slots: Tensor) -> Tensor:
         """Rows of ``flat`` at ``slots``, in a buffer that is kept: fresh pages cost more than the copy."""
@@ -134,37 +151,44 @@ class GatherAttention:
         return torch.index_select(flat, 0, slots, out=buffer[: slots.numel()])
 
     def _decode(
-        self, query: Tensor, index: _Index, flat_key: Tensor, flat_value: Tensor, scale: float, soft_cap: float | None
+        self, query: Tensor, index: _Index, key_pool: _Pool, value_pool: _Pool, scale: float, soft_cap: float | None
     ) -> Tensor:
         """``query [B, Hq, D]``, one row a sequence -> ``[B, Hq, D]``."""
         if isinstance(index.decodes, SparseDecode):
-            return index.decodes.attend(query, flat_key, flat_value, scale, soft_cap)
+            return index.decodes.attend(query, key_pool.rows, value_pool.rows, scale, soft_cap)
         assert index.decodes is not None
-        padded, (kv_heads, dim) = index.decodes, flat_key.shape[1:]
+        padded, (kv_heads, dim) = index.decodes, key_pool.rows.shape[1:]
         shape = (padded.count, -1, kv_heads, dim)
-        keys = self._gathered("key", flat_key, padded.slots).view(shape).transpose(1, 2)
-        values = self._gathered("value", flat_value, padded.slots).view(shape).transpose(1, 2)
+        keys = self._read("key", key_pool, padded.slots, query.dtype).view(shape).transpose(1, 2)
+        values = self._read("value", value_pool, padded.slots, query.dtype).view(shape).transpose(1, 2)
         grouped = query.reshape(padded.count, kv_heads, -1, dim)
         return _attend(grouped, keys, values, padded.mask, False, scale, soft_cap).reshape(query.shape)
 
     def _attend_chunk(
-        self, query: Tensor, chunk: _Chunk, flat_key: Tensor, flat_value: Tensor, scale: float, soft_cap: float | None
+        self, query: Tensor, chunk: _Chunk, key_pool: _Pool, value_pool: _Pool, scale: float, soft_cap: float | None
     ) -> Tensor:
         """``query [q, Hq, D]`` -> ``[q, Hq, D]``."""
-        kv_heads, dim = flat_key.shape[1:]
+        kv_heads, dim = key_pool.rows.shape[1:]
         if chunk.slots is None:
             assert chunk.run_start is not None
-            keys = flat_key.narrow(0, chunk.run_start, chunk.length)
-            values = flat_value.narrow(0, chunk.run_start, chunk.length)
+            run = slice(chunk.run_start, chunk.run_start + chunk.length)
+            keys, values = (_run_of(pool, run, query.dtype) for pool in (key_pool, value_pool))
         else:
-            keys = self._gathered("key", flat_key, chunk.slots)
-            values = self._gathered("value", flat_value, chunk.slots)
+            keys = self._read("key", key_pool, chunk.slots, query.dtype)
+            values = self._read("value", value_pool, chunk.slots, query.dtype)
         group = query.shape[1] // kv_heads
         grouped = query.unflatten(1, (kv_heads, group)).permute(1, 2, 0, 3)
         shape = (kv_heads, group, chunk.length, dim)
         keys, values = (t.transpose(0, 1)[:, None].expand(shape) for t in (keys, values))
         attended = _attend(grouped, keys, values, chunk.mask, chunk.is_causal, scale, soft_cap)
         return attended.permute(2, 0, 1, 3).reshape(query.shape)
+
+
+def _run_of(pool: _Pool, run: slice, dtype: torch.dtype) -> Tensor:
+    """A run of slots, as ``GatherAttention._read`` gives them; a view where there are no scales."""
+    if pool.scale is None:
+        return pool.rows[run]
+    return read_rows(pool.rows[run], pool.scale if pool.scale.dim() == 1 else pool.scale[run], dtype)
 
 
 def _index_step(meta: AttentionMetadata, window: int | None, query: Tensor, flat_key: Tensor) -> _Index:

@@ -62,8 +62,12 @@ class NaiveAttention:
         slots = [(blocks[position // block_size], position % block_size) for position in range(first, seq_len)]
         keys = torch.stack([cache.key[block, offset] for block, offset in slots]).to(self.dtype)
         values = torch.stack([cache.value[block, offset] for block, offset in slots]).to(self.dtype)
-        if cache.key_scale is not None:
-            keys = keys * cache.key_scale.to(self.dtype)[None, :, None]
-        if cache.value_scale is not None:
-            values = values * cache.value_scale.to(self.dtype)[None, :, None]
-        return keys, values
+        return self._scaled(keys, cache.key_scale, slots), self._scaled(values, cache.value_scale, slots)
+
+    def _scaled(self, rows: Tensor, scale: Tensor | None, slots: list[tuple[int, int]]) -> Tensor:
+        if scale is None:
+            return rows
+        if scale.dim() == 1:
+            return rows * scale.to(self.dtype)[None, :, None]
+        own = torch.stack([scale[block, offset] for block, offset in slots])
+        return rows * own.to(self.dtype)[:, :, None]

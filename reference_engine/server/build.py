@@ -12,9 +12,12 @@ import torch
 
 from reference_engine.attention import make_backend
 from reference_engine.attention.base import AttentionBackend
+from reference_engine.attention.kv_format import FORMATS, KVFormat, plain_format
 from reference_engine.config import CacheConfig, ConfigError, ModelConfig, SchedulerConfig
 from reference_engine.detokenizer import TokenTable
 from reference_engine.engine import Engine, EngineLimits
+from reference_engine.kv_calibration import TEXT as CALIBRATION_TEXT
+from reference_engine.kv_calibration import measure_scales
 from reference_engine.models.loader import LoadedModel, load_model
 from reference_engine.models.ops import make_ops
 from reference_engine.plan_log import PlanLog
@@ -53,13 +56,19 @@ def build(options: ServerOptions) -> Serving:
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
     attention = _attention(options, device)
+    if attention == "triton" and options.kv_dtype not in ("auto", "fp8_e4m3", str(dtype).removeprefix("torch.")):
+        raise ConfigError(
+            f"--kv-dtype {options.kv_dtype} does not go with --attention triton and --dtype "
+            f"{str(dtype).removeprefix('torch.')}; choose auto or fp8_e4m3, or --attention gather"
+        )
     plan_log = _open_log(options.log_plans)
     ops = make_ops(device, dtype, deterministic=options.deterministic)
     loaded = load_model(options.model, dtype=dtype, device=device, max_model_len=options.max_model_len, ops=ops)
-    cache = _cache_config(options, loaded.config, device, dtype)
+    kv_format = plain_format(dtype) if options.kv_dtype == "auto" else FORMATS[options.kv_dtype]
+    cache = _cache_config(options, loaded.config, device, kv_format)
     scheduler = _scheduler_config(options, loaded.config, cache, device)
     backend = make_backend(attention, device, deterministic=options.deterministic)
-    runner = _runner(options, loaded, cache, scheduler, backend, device, dtype)
+    runner = _runner(options, loaded, cache, scheduler, backend, device, dtype, kv_format)
     if options.preemption == "auto" and runner.host is not None:
         cost = measure_preemption_cost(runner, scheduler.max_num_batched_tokens, scheduler.max_model_len)
         scheduler = replace(scheduler, preemption_cost=cost)
@@ -67,7 +76,7 @@ def build(options: ServerOptions) -> Serving:
     limits = EngineLimits(
         vocab_size=loaded.config.vocab_size,
         eos_token_ids=_eos_token_ids(loaded),
-        kv_bytes_per_token=loaded.config.kv_bytes_per_token(dtype.itemsize),
+        kv_bytes_per_token=kv_format.bytes_per_token(loaded.config),
     )
     engine = Engine(
         runner,
@@ -79,7 +88,7 @@ def build(options: ServerOptions) -> Serving:
         audit_every=options.audit_every,
         overlap=options.overlap and device.type == "cuda",
     )
-    return Serving(engine, _describe(options, loaded, scheduler, cache, device, dtype, attention), tokens)
+    return Serving(engine, _describe(options, loaded, scheduler, cache, device, dtype, attention, kv_format), tokens)
 
 
 def _attention(options: ServerOptions, device: torch.device) -> str:
@@ -100,10 +109,17 @@ def _runner(
     backend: AttentionBackend,
     device: torch.device,
     dtype: torch.dtype,
+    kv_format: KVFormat,
 ) -> ModelRunner:
     """With CUDA graphs where they can run: captured here, so that no request waits for it."""
+    scales = None
+    if kv_format.scales == "head":
+        tokens = loaded.tokenizer.encode(CALIBRATION_TEXT)
+        scales = measure_scales(loaded.model, tokens[: scheduler.max_model_len])
     if backend.name != "triton" or device.type != "cuda" or not options.cuda_graphs:
-        return ModelRunner(loaded.model, loaded.config, cache, backend, device, dtype)
+        return ModelRunner(
+            loaded.model, loaded.config, cache, backend, device, dtype, kv_format=kv_format, kv_scales=scales
+        )
     from reference_engine.attention.triton_paged import TritonPagedAttention
     from reference_engine.graphs import GraphRunner
 
@@ -117,6 +133,8 @@ def _runner(
         dtype,
         max_num_seqs=scheduler.max_num_seqs,
         max_model_len=scheduler.max_model_len,
+        kv_format=kv_format,
+        kv_scales=scales,
     )
     runner.capture()
     return runner
@@ -146,7 +164,7 @@ def _open_log(path: str | None) -> PlanLog | None:
         raise ConfigError(f"--log-plans {path}: cannot write there ({error.strerror}); choose another file") from None
 
 
-def _cache_config(options: ServerOptions, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> CacheConfig:
+def _cache_config(options: ServerOptions, model: ModelConfig, device: torch.device, kv_format: KVFormat) -> CacheConfig:
     num_blocks = options.num_blocks
     if num_blocks is None:
         if options.kv_memory is not None:
@@ -155,12 +173,12 @@ def _cache_config(options: ServerOptions, model: ModelConfig, device: torch.devi
             memory = int(torch.cuda.mem_get_info(device)[0] * DEFAULT_CUDA_KV_SHARE)
         else:
             memory = DEFAULT_CPU_KV_BYTES
-        num_blocks = num_blocks_for(memory, model, options.block_size, dtype)
+        num_blocks = num_blocks_for(memory, model, options.block_size, kv_format)
     return CacheConfig(
         num_blocks=num_blocks,
         block_size=options.block_size,
         prefix_caching=options.prefix_cache,
-        num_host_blocks=_num_host_blocks(options, num_blocks, block_bytes(model, options.block_size, dtype)),
+        num_host_blocks=_num_host_blocks(options, num_blocks, block_bytes(model, options.block_size, kv_format)),
         prefix_index=options.prefix_index,
         window=model.kv_window if options.policy == "paged" else None,
     )
@@ -228,9 +246,10 @@ def _describe(
     device: torch.device,
     dtype: torch.dtype,
     attention: str,
+    kv_format: KVFormat,
 ) -> ServedModel:
     name = options.served_model_name or options.model.rstrip("/")
-    per_token = loaded.config.kv_bytes_per_token(dtype.itemsize)
+    per_token = kv_format.bytes_per_token(loaded.config)
     settings: dict[str, object] = {
         "engine": "pagedbench",
         "version": _version(),
@@ -239,6 +258,7 @@ def _describe(
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "dtype": str(dtype).removeprefix("torch."),
+        "kv_dtype": kv_format.name,
         "threads": torch.get_num_threads(),
         "attention": attention,
         "cuda_graphs": options.cuda_graphs and attention == "triton" and device.type == "cuda",
@@ -265,7 +285,7 @@ def _describe(
         "num_gpu_blocks": cache.num_blocks,
         "kv_cache_size_tokens": cache.num_slots,
         "kv_cache_memory_bytes": cache.num_slots * per_token,
-        "cache_dtype": settings["dtype"],
+        "cache_dtype": settings["kv_dtype"],
         "enable_prefix_caching": settings["prefix_caching"],
         "policy": scheduler.policy,
     }

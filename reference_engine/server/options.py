@@ -11,6 +11,7 @@ from reference_engine.config import (
     DEFAULT_WATERMARK,
     ConfigError,
     KVPolicy,
+    KVType,
     Preemption,
     PrefixIndex,
     QueueOrder,
@@ -27,6 +28,7 @@ HELP: dict[str, str] = {
     "served_model_name": "Name that requests and /v1/models use. Default: the model's.",
     "device": "Device that computes: auto takes CUDA where there is one.",
     "dtype": "Type of weights and KV: auto is float32 on a CPU, bfloat16 on CUDA.",
+    "kv_dtype": "Type of the KV pool: auto is --dtype; fp8_e4m3 has a scale a head, int8 a scale a token and head.",
     "kv_memory": "Memory of the KV pool, bytes or with a unit (512MiB, 2GiB). Default: 1GiB, on CUDA 80% of the free.",
     "num_blocks": "Size of the KV pool in blocks; instead of --kv-memory.",
     "block_size": "Token slots in a KV block, 1 to 256 [tokens].",
@@ -70,6 +72,7 @@ class ServerOptions:
     served_model_name: str | None = None
     device: Device = "auto"
     dtype: DType = "auto"
+    kv_dtype: KVType = "auto"
     kv_memory: str | None = None
     num_blocks: int | None = None
     block_size: int = 16
@@ -107,6 +110,7 @@ class ServerOptions:
             ("attention", Attention),
             ("policy", KVPolicy),
             ("order", QueueOrder),
+            ("kv_dtype", KVType),
             ("preemption", Preemption),
             ("prefix_index", PrefixIndex),
         ):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reference_engine.attention.base import AttentionBackend
+from reference_engine.attention.kv_format import KVFormat
 from reference_engine.attention.triton_paged import TritonPagedAttention
 from reference_engine.config import CacheConfig, ModelConfig, SchedulerConfig
 from reference_engine.detokenizer import TokenTable
@@ -102,6 +103,7 @@ def make_runner(
     *,
     graphs: int = 0,
     max_model_len: int = 512,
+    kv_format: KVFormat | None = None,
 ) -> ModelRunner:
     """An eager runner, or one with graphs for up to ``graphs`` sequences."""
     if graphs:
@@ -116,8 +118,9 @@ def make_runner(
             model.dtype,
             max_num_seqs=graphs,
             max_model_len=max_model_len,
+            kv_format=kv_format,
         )
-    return ModelRunner(model, model.config, cache, backend, model.device, model.dtype)
+    return ModelRunner(model, model.config, cache, backend, model.device, model.dtype, kv_format=kv_format)
 
 
 class NumberTokens:
@@ -141,7 +144,7 @@ def make_engine(
     config = runner.model_config
     return Engine(
         runner,
-        EngineLimits(config.vocab_size, (), config.kv_bytes_per_token(runner.dtype.itemsize)),
+        EngineLimits(config.vocab_size, (), runner.kv_format.bytes_per_token(config)),
         SchedulerConfig(
             max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
         ),

@@ -429,3 +429,21 @@ def random_driver(seed: int, policy: str | None = None) -> Driver:
         window=r.choice((None, None, r.randint(1, longest))) if policy == "paged" else None,
     )
     return Driver(seed, config, cache, mix)
+
+
+def pressed_driver(seed: int) -> Driver:
+    """A driver where whoever is short of blocks swaps, in the steps that also copy on write and bring others back."""
+    r = random.Random(f"pressed {seed}")
+    mix = Mix(add=0.5, max_prompt=14, max_output=12, vocabulary=50, reset_cache=0.0)
+    size = r.choice((2, 3, 4))
+    needed = -(-(mix.max_prompt + 6 + mix.max_output) // size)
+    config = SchedulerConfig(
+        max_model_len=mix.max_prompt + 6 + mix.max_output,
+        max_num_seqs=16,
+        max_num_batched_tokens=r.choice((12, 24)),
+        order=r.choice(("fcfs", "priority", "priority")),
+        watermark=0.0,
+        preemption="swap",
+    )
+    cache = CacheConfig(2 * needed + 2, size, prefix_caching=r.random() < 0.3, num_host_blocks=r.choice((needed, 60)))
+    return Driver(seed, config, cache, mix)

@@ -19,6 +19,8 @@ from reference_engine.kv.block_pool import AuditError, BlockPool
 from reference_engine.kv.contract import BlockTable
 from reference_engine.kv.manager import PagedKVManager
 from reference_engine.kv.prefix_cache import CachedBlock, PrefixCache, chain_hash
+from reference_engine.kv.radix_cache import RadixCache
+from reference_engine.kv.swap import HostTable, SwapSpace
 from reference_engine.policies import ContiguousKVManager
 from reference_engine.request import Sequence
 from reference_engine.scheduler import Scheduler
@@ -26,9 +28,11 @@ from reference_engine.scheduler import Scheduler
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import kv_shadow
 
-# ShadowError is an AssertionError; KeyError is how a manager answers for a sequence without a table.
-CAUGHT_BY = (AuditError, AssertionError, KeyError)
-SEEDS = range(24)
+# ShadowError is an AssertionError; KeyError is how a manager answers for a sequence without a table, ValueError how the
+# scheduler refuses a step or a branch that does not fit its books, IndexError what a host pool says that is empty.
+CAUGHT_BY = (AuditError, AssertionError, KeyError, ValueError, IndexError)
+SEEDS = range(16)
+PRESSED = 8
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
@@ -273,7 +277,181 @@ def leak_spare_runs(patch: Patch) -> None:
     patch.setattr(ContiguousKVManager, "free", free)
 
 
+def swap_in_backwards(patch: Patch) -> None:
+    original = SwapSpace.restore
+
+    def restore(self: SwapSpace, seq_id: int, device_blocks: list[int], first: int) -> None:
+        table = self._tables[seq_id]
+        self._tables[seq_id] = HostTable(table.blocks[:first] + table.blocks[first:][::-1], table.num_tokens)
+        original(self, seq_id, device_blocks, first)
+
+    patch.setattr(SwapSpace, "restore", restore)
+
+
+def forget_to_copy_out(patch: Patch) -> None:
+    original = SwapSpace.take
+    patch.setattr(SwapSpace, "take", lambda self: ((), original(self)[1]))
+
+
+def forget_to_copy_in(patch: Patch) -> None:
+    original = SwapSpace.take
+    patch.setattr(SwapSpace, "take", lambda self: (original(self)[0], ()))
+
+
+def leak_host_blocks(patch: Patch) -> None:
+    patch.setattr(SwapSpace, "drop", lambda self, seq_id: None)
+
+
+def swap_out_the_target_of_a_copy(patch: Patch) -> None:
+    original = PagedKVManager.swap_out
+
+    def swap_out(self: PagedKVManager, sequence: Sequence) -> None:
+        pending = [entry for entry in self._copies if entry[0] == sequence.seq_id]
+        self._copies = [entry for entry in self._copies if entry[0] != sequence.seq_id]
+        original(self, sequence)
+        for _, copy in pending:
+            self.pool.release(copy.source)
+
+    patch.setattr(PagedKVManager, "swap_out", swap_out)
+
+
+def resume_a_swapped_sequence_one_token_late(patch: Patch) -> None:
+    original = SwapSpace.store
+
+    def store(self: SwapSpace, seq_id: int, device_blocks: list[int], num_tokens: int) -> None:
+        original(self, seq_id, device_blocks, num_tokens + 1 if num_tokens % 3 else num_tokens)
+
+    patch.setattr(SwapSpace, "store", store)
+
+
+def drop_a_block_that_the_window_reaches(patch: Patch) -> None:
+    def num_behind(self: PagedKVManager, computed: int) -> int:
+        return 0 if self.window is None else max(computed - self.window + 2, 0) // self.block_size
+
+    patch.setattr(PagedKVManager, "_num_behind", num_behind)
+
+
+def keep_what_is_behind_the_window(patch: Patch) -> None:
+    patch.setattr(PagedKVManager, "_drop_behind_window", lambda self, table: None)
+
+
+def leave_orphans_cached(patch: Patch) -> None:
+    def on_evict(self: PagedKVManager, block: int) -> None:
+        self.cache.evict(block)
+
+    patch.setattr(PagedKVManager, "_on_evict", on_evict)
+
+
+def register_under_an_evicted_parent(patch: Patch) -> None:
+    original = PagedKVManager._share_next_block
+
+    def share(self: PagedKVManager, table: BlockTable) -> None:
+        last = table.registered[-1] if table.registered else None
+        if (
+            last is None
+            or last.live
+            or table.blocks[len(table.registered)] < 0
+            or not isinstance(self.cache, PrefixCache)
+        ):
+            original(self, table)
+            return
+        last.live = True
+        original(self, table)
+        last.live = False
+
+    patch.setattr(PagedKVManager, "_share_next_block", share)
+
+
+def compare_only_the_first_block_of_a_radix_edge(patch: Patch) -> None:
+    def find(self: RadixCache, tokens: Any, salt: str, limit: int, digests: Any) -> list[CachedBlock]:
+        size, found = self.block_size, []
+        node = self._roots.get(salt)
+        while node is not None and len(found) < limit // size:
+            node = node.following.get(tuple(tokens[len(found) * size : (len(found) + 1) * size]))
+            found += (node.edge if node else [])[: limit // size - len(found)]
+        return found
+
+    patch.setattr(RadixCache, "find", find)
+
+
+def split_a_radix_edge_without_its_children(patch: Patch) -> None:
+    original = RadixCache._split
+
+    def split(self: RadixCache, node: Any, at: int) -> None:
+        original(self, node, at)
+        next(iter(node.following.values())).following.clear()
+
+    patch.setattr(RadixCache, "_split", split)
+
+
+def reset_without_telling_the_pool(patch: Patch) -> None:
+    patch.setattr(PagedKVManager, "reset_cache", lambda self: len(self.cache.clear()))
+
+
+def compute_a_beam_whose_token_is_being_chosen(patch: Patch) -> None:
+    original = Scheduler.commit
+
+    def commit(self: Scheduler, plan: Any, sampled: Any) -> Any:
+        committed = original(self, plan, sampled)
+        for entry in self._entries.values():
+            entry.parked = entry.parked and entry.sequence.index != 1
+        return committed
+
+    patch.setattr(Scheduler, "commit", commit)
+
+
+def branch_without_dropping_the_losers(patch: Patch) -> None:
+    original = Scheduler.finish
+
+    def finish(self: Scheduler, sequence: Sequence, reason: Any) -> None:
+        frame = sys._getframe(1)
+        if frame.f_code.co_name != "branch":
+            original(self, sequence, reason)
+
+    patch.setattr(Scheduler, "finish", finish)
+
+
+def fork_a_beam_after_its_parent_has_gone_on(patch: Patch) -> None:
+    original = Scheduler._fork
+
+    def fork(self: Scheduler, parent: Any, index: int) -> Any:
+        child = original(self, parent, index)
+        if child.sequence.request.params.beam_width and child.sequence.num_generated:
+            child.sequence.tokens.append(child.sequence.tokens[-1])
+        return child
+
+    patch.setattr(Scheduler, "_fork", fork)
+
+
+def queue_a_preempted_beam_at_once(patch: Patch) -> None:
+    original = Scheduler._preempt
+
+    def preempt(self: Scheduler, draft: Any, victim: Any, beneficiary: Any) -> None:
+        parked, victim.parked = victim.parked, False
+        original(self, draft, victim, beneficiary)
+        victim.parked = parked
+
+    patch.setattr(Scheduler, "_preempt", preempt)
+
+
 PAGED: tuple[Mutant, ...] = (
+    swap_in_backwards,
+    forget_to_copy_out,
+    forget_to_copy_in,
+    leak_host_blocks,
+    swap_out_the_target_of_a_copy,
+    resume_a_swapped_sequence_one_token_late,
+    drop_a_block_that_the_window_reaches,
+    keep_what_is_behind_the_window,
+    leave_orphans_cached,
+    register_under_an_evicted_parent,
+    compare_only_the_first_block_of_a_radix_edge,
+    split_a_radix_edge_without_its_children,
+    reset_without_telling_the_pool,
+    compute_a_beam_whose_token_is_being_chosen,
+    branch_without_dropping_the_losers,
+    fork_a_beam_after_its_parent_has_gone_on,
+    queue_a_preempted_beam_at_once,
     skip_reference_on_fork,
     skip_copy_on_write,
     forget_the_copies,
@@ -321,8 +499,11 @@ def run_until_caught(
     policy: str, caught_by: tuple[type[Exception], ...] = CAUGHT_BY, audited: bool = True
 ) -> str | None:
     """What catches the defect, or None if all seeds pass."""
-    for seed in SEEDS:
-        driver = kv_shadow.random_driver(seed, policy)
+    cases = [(kv_shadow.random_driver, seed, (policy,)) for seed in SEEDS]
+    if policy == "paged":
+        cases += [(kv_shadow.pressed_driver, seed, ()) for seed in range(PRESSED)]
+    for make, seed, arguments in cases:
+        driver = make(seed, *arguments)
         driver.audited = audited
         try:
             driver.run(300)

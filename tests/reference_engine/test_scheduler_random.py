@@ -1,4 +1,5 @@
-"""Random operations on the whole scheduler: add, fork, step, finish, abort (also in flight), preempt (small pools).
+"""Random operations on the whole scheduler: add, fork, branch beams, step, finish, abort (also in flight), preempt
+and swap (small pools), slide windows, forget the cache.
 
 The default suite runs 200,000 of them with fresh seeds, all policies and block sizes 1 to 256; after each one the
 audit, the ledger's identity and the shadow of the cache are checked (see ``kv_shadow``).  A failure names its seed:
@@ -56,7 +57,8 @@ def test_every_invariant_holds_after_each_random_operation(shard: int, monkeypat
     assert seen["operations"] >= OPERATIONS // SHARDS
     exercised = ["requests", "forked", "chunks", "decodes", "copies", "finished", "aborted", "rejected 429"]
     if shard:
-        exercised += ["preempted", "prefix hits"] + ["promoted"] * (shard % 2)
+        exercised += ["preempted", "prefix hits", "swapped", "swapped in", "branched", "dropped", "forgotten"]
+        exercised += ["promoted"] * (shard % 2)
     assert not [name for name in exercised if not seen[name]], dict(seen)
 
 
@@ -76,8 +78,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy=st.sampled_from(("paged", "paged", "paged", *kv_shadow.RESERVING)),
         order=st.sampled_from(("fcfs", "priority")),
         caching=st.booleans(),
+        index=st.sampled_from(("hash", "radix")),
+        preemption=st.sampled_from(("recompute", "swap")),
+        host=st.integers(0, 12),
+        window=st.sampled_from((None, None, 1, 5)),
     )
-    def start(self, size: int, blocks: int, budget: int, seats: int, policy: Any, order: Any, caching: bool) -> None:
+    def start(
+        self,
+        size: int,
+        blocks: int,
+        budget: int,
+        seats: int,
+        policy: Any,
+        order: Any,
+        caching: bool,
+        index: Any,
+        preemption: Any,
+        host: int,
+        window: int | None,
+    ) -> None:
         length = min(24, size * blocks) if policy == "paged" else max(1, size * blocks // 3)
         config = SchedulerConfig(
             max_model_len=length,
@@ -87,8 +106,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             order=order,
             max_waiting=6,
             watermark=0.0,
+            preemption=preemption,
         )
-        self.driver = kv_shadow.Driver(0, config, CacheConfig(blocks, size, prefix_caching=caching))
+        window = window if policy == "paged" else None
+        cache = CacheConfig(blocks, size, caching, host, index, window)
+        self.driver = kv_shadow.Driver(0, config, cache)
 
     @rule(
         prompt=st.lists(st.integers(0, 1), max_size=12),
@@ -96,9 +118,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         n=st.integers(1, 4),
         priority=st.integers(0, 2),
         scored=st.booleans(),
+        beam=st.sampled_from((0, 0, 1, 3)),
     )
-    def add(self, prompt: list[int], max_tokens: int, n: int, priority: int, scored: bool) -> None:
-        self.driver.add(tuple(prompt), max_tokens, n, 0 if scored else None, priority)
+    def add(self, prompt: list[int], max_tokens: int, n: int, priority: int, scored: bool, beam: int) -> None:
+        self.driver.add(tuple(prompt), max_tokens, n, 0 if scored else None, priority, beam_width=beam)
+
+    @rule()
+    def reset_cache(self) -> None:
+        self.driver.reset_cache()
 
     @rule(times=st.integers(1, 4))
     def step(self, times: int) -> None:
@@ -118,7 +145,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         sequences = self.driver.scheduler.sequences
-        self.driver.finish(sequences[data.draw(st.sampled_from(sorted(sequences)))], FinishReason.STOP)
+        ordinary = [seq_id for seq_id, s in sequences.items() if not s.request.params.beam_width]
+        if ordinary:
+            self.driver.finish(sequences[data.draw(st.sampled_from(sorted(ordinary)))], FinishReason.STOP)
 
     @invariant()
     def everything_adds_up(self) -> None:

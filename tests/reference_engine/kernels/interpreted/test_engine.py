@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reference_engine.attention.gather import GatherAttention
+from reference_engine.attention.kv_format import FORMATS
 from reference_engine.attention.triton_paged import TritonPagedAttention
 from reference_engine.config import CacheConfig, ModelConfig
 from reference_engine.graphs import batch_ladder
@@ -48,10 +49,12 @@ def generate(
     graphs: int = 0,
     blocks: int = 64,
     budget: int = 24,
+    kv_dtype: str = "float32",
 ) -> Text:
     backend = GatherAttention() if attention == "gather" else TritonPagedAttention(CPU)
     model = random_model(config, ops, CPU, torch.float32, seed=seed, spread=0.3)
-    runner = make_runner(model, backend, CacheConfig(num_blocks=blocks, block_size=16), graphs=graphs, max_model_len=64)
+    cache = CacheConfig(num_blocks=blocks, block_size=16, window=config.kv_window)
+    runner = make_runner(model, backend, cache, graphs=graphs, max_model_len=64, kv_format=FORMATS[kv_dtype])
     runner.poison()
     engine = make_engine(runner, max_num_seqs=4, max_num_batched_tokens=budget, max_model_len=64)
     for request in requests(seed):
@@ -70,6 +73,16 @@ def test_triton_says_what_gather_says(config: ModelConfig, graphs: int, seed: in
     expected = generate("gather", TorchOps(), seed, config=config)
     assert len(expected) == 5
     assert generate("triton", TritonOps(), seed, config=config, graphs=graphs) == expected
+
+
+@pytest.mark.parametrize("graphs", [0, 4])
+def test_an_fp8_cache_of_a_windowed_model(graphs: int, seed: int) -> None:
+    """The table has -1 for blocks behind the window, which both backends must leave alone."""
+    config = replace(LLAMA, sliding_windows=(18, 9)[: LLAMA.num_layers] + (18,) * (LLAMA.num_layers - 2))
+    assert config.kv_window == 18
+    expected = generate("gather", TorchOps(), seed, config=config, kv_dtype="fp8_e4m3")
+    found = generate("triton", TritonOps(), seed, config=config, kv_dtype="fp8_e4m3", graphs=graphs)
+    assert found == expected
 
 
 def test_copies_of_blocks(seed: int) -> None:
