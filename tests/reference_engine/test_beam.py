@@ -163,13 +163,13 @@ def test_scores_under_pressure(models: tuple[Any, Any], preemption: str, prefix_
     requests = [beam(p, f"r{i}") for i, p in enumerate(PROMPTS)]
     engine = make_engine(
         ours,
-        num_blocks=36 // block_size,
+        num_blocks=24 // block_size,
         block_size=block_size,
-        max_model_len=36,
+        max_model_len=24,
         prefix_caching=prefix_caching,
         preemption=preemption,
         num_host_blocks=400,
-        max_num_seqs=5,
+        max_num_seqs=8,
         watermark=0.0,
     )
     found = run(engine, requests)
