@@ -98,10 +98,10 @@ class ServerOptions:
     cuda_graphs: bool = True
     overlap: bool = True
     deterministic: bool = False
-    simulate: str | None = None
-    threads: int | None = None
     inject_fault: tuple[str, ...] = ()
     benign: tuple[str, ...] = ()
+    simulate: str | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (

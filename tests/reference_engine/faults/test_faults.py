@@ -51,6 +51,8 @@ SETTINGS = {
     "K22": "window=24",
     "F63": "load=3",
 }
+# Which requests share a step, and which block lies where, is left to the clock: some faults miss every answer now and then.
+TRIES = 3
 # What shows of these is an order, a delay, a size, or needs a pool on the host: they have tests of their own.
 ELSEWHERE = {"F11", "F53", "F58", "F66"}
 FAULTS = [entry.id for entry in catalogue().values() if entry.kind == "fault" and entry.id not in ELSEWHERE]
@@ -70,11 +72,14 @@ def clean(scene: str, real: bool, window: int | None = None) -> Observed:
 def test_a_fault_strikes_and_shows(name: str) -> None:
     scene, real = SHOWS[name]
     window = 100 if name == "F21" else None
-    injection = Injection.parse((f"{name}:{SETTINGS.get(name, '')}",))
-    broken = observe(scene, real, injection, window)
-    assert injection.labs[0].fired, f"{name} had {injection.labs[0].occasions} occasions"
     whole = clean(scene, real, window)
-    assert {key for key in whole if whole[key] != broken[key]}, f"{name} fired and nothing changed"
+    for _ in range(TRIES):
+        injection = Injection.parse((f"{name}:{SETTINGS.get(name, '')}",))
+        broken = observe(scene, real, injection, window)
+        assert injection.labs[0].fired, f"{name} had {injection.labs[0].occasions} occasions"
+        if any(whole[key] != broken[key] for key in whole):
+            return
+    raise AssertionError(f"{name} fired and nothing changed")
 
 
 @pytest.mark.parametrize("scene", ["hits", "crowd", "wire", "hang_ups"])

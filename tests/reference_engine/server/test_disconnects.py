@@ -64,7 +64,7 @@ def test_a_killed_client_frees_its_blocks(start_server: Any, record_property: An
     client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert client.stdout is not None
     client.stdout.readline()
-    assert server.metrics()["requests_running"] == 6
+    wait_for(lambda: server.metrics()["requests_running"] == 6)
     client.kill()
     seconds = server.seconds_until_idle(timeout=60)
     client.wait()
