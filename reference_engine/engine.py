@@ -116,6 +116,11 @@ class Engine:
         self._steps = 0
 
     @property
+    def runner(self) -> Runner:
+        """Who executes the plans."""
+        return self._runner
+
+    @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or self._launched is not None
 

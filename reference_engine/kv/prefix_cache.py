@@ -66,6 +66,10 @@ class PrefixIndex(ABC):
     def __len__(self) -> int:
         return len(self._by_block)
 
+    def use_hash(self, hash_block: ChainHash) -> None:
+        """Find by another digest from now on; what is registered stays, and is found only where the two agree."""
+        self._hash_block = hash_block
+
     def entry(self, block: int) -> CachedBlock | None:
         """What is registered for a physical block."""
         return self._by_block.get(block)

@@ -54,12 +54,14 @@ def create_app(
         ]
     )
     if debug_endpoints:
+        from reference_engine.server.debug import DebugApi
 
         async def debug_faults(request: web.Request) -> web.Response:
             """The injected faults and how often each has struck."""
             return web.json_response({"faults": faults()})
 
         app.add_routes([web.get("/debug/kv", info.debug_kv), web.get("/debug/faults", debug_faults)])
+        app.add_routes(DebugApi(loop).routes())
     return app
 
 

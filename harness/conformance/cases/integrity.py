@@ -26,20 +26,25 @@ ORACLE = "known, else reference scoring, else self scoring, else the answer alon
     evidence="answers that take measurable time",
 )
 async def no_answer_cache(ctx: Context) -> None:
-    count = ctx.size(6, 3)
     output = min(64, ctx.context // 4)
     fields = ctx.fields(output)
-    distinct = [
-        (await ctx.api.complete(ctx.prompts.make_prompt(ctx.rng, 12), **fields)).exchange.seconds for _ in range(count)
-    ]
     prompt = ctx.prompts.make_prompt(ctx.rng, 12)
-    repeated = [(await ctx.api.complete(prompt, **fields)).exchange.seconds for _ in range(count + 1)][1:]
-    first, second = statistics.median(distinct), statistics.median(repeated)
-    ctx.saw(distinct_s=round(first, 4), repeated_s=round(second, 4))
-    ctx.need_evidence(first > 0.03, f"an answer takes only {first:.3f} s")
-    # A short prompt leaves nothing for a prefix cache to save but a step; noise of a busy machine stays far below this.
-    ctx.require(
-        second > 0.4 * first, f"a repeated prompt takes {second:.3f} s, distinct ones {first:.3f} s: answers are cached"
+    await ctx.api.complete(prompt, **fields)
+    for attempt in range(3):
+        distinct: list[float] = []
+        repeated: list[float] = []
+        for _ in range(ctx.size(6, 3)):
+            # In turn, so that a busy machine slows both; the fastest of each is what the engine can do.
+            distinct.append((await ctx.api.complete(ctx.prompts.make_prompt(ctx.rng, 12), **fields)).exchange.seconds)
+            repeated.append((await ctx.api.complete(prompt, **fields)).exchange.seconds)
+        first, second = min(distinct), min(repeated)
+        ctx.saw(distinct_s=round(first, 4), repeated_s=round(second, 4), attempts=attempt + 1)
+        ctx.need_evidence(first > 0.02, f"an answer takes only {first:.3f} s")
+        # A short prompt leaves nothing for a prefix cache to save but a step.
+        if second > 0.4 * first:
+            return
+    raise Failed(
+        f"a repeated prompt takes {second:.3f} s, distinct ones {first:.3f} s, three times: answers are cached"
     )
 
 
