@@ -47,6 +47,7 @@ class Options:
     restart: Callable[[], Awaitable[str]] | None = None
     pids: Callable[[], list[int]] | None = None
     known_probe: Any = None
+    known_features: Features | None = None  # of an earlier run against the same server
     replay: str = ""  # the command up to the case id
 
 

@@ -86,7 +86,7 @@ async def open_prompts(
 
 async def draw(ctx: Context, prompt: Prompt, count: int, **fields: Any) -> Counter[str]:
     """``count`` sampled first tokens, each from a seed of its own."""
-    per_call = PER_CALL if ctx.features.has("n") else 1
+    per_call = min(PER_CALL, ctx.features.max_num_seqs or PER_CALL) if ctx.features.has("n") else 1
     gate = asyncio.Semaphore(AT_ONCE if per_call > 1 else 32)
     tokens: Counter[str] = Counter()
 

@@ -96,7 +96,7 @@ class Suite:
         options = self.options
         started = datetime.datetime.now(datetime.UTC)
         clock = time.monotonic()
-        features = await find_features(
+        features = options.known_features or await find_features(
             self.url,
             name=options.name,
             model=options.model,
@@ -277,7 +277,7 @@ async def is_alive(api: Api, features: Features) -> bool:
             path, body = "/v1/completions", {"prompt": "Hello", "max_tokens": 1}
         else:
             path, body = "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
-        reply = await api.post(path, body, timeout_s=ALIVE_LIMIT_S)
+        reply = await api.post(path, body, timeout_s=min(ALIVE_LIMIT_S, api.timeout_s))
         if reply.status is not None:
             return True
         await asyncio.sleep(1.0)

