@@ -194,6 +194,10 @@ class Context:
         """Answers given alone, where the judge needs them; ask for them before the load."""
         return await self.judge.baselines(asks, self.send)
 
+    def several(self, n: int) -> dict[str, Any]:
+        """Fields that ask for ``n`` choices of the greedy answer, as near to greedy as the engine allows."""
+        return {"n": n} if self.features.has("n_greedy") else {"n": n, "temperature": 0.01}
+
     def afford(self, count: int, tokens_each: int, seconds: float, least: int = 1) -> int:
         """At most ``count`` answers of ``tokens_each``: as many as this engine makes in ``seconds``, batched."""
         return max(min(self.size(count, least), int(self.features.tokens_per_s * 4 * seconds / tokens_each)), least)

@@ -38,6 +38,7 @@ MEANINGS: dict[str, str] = {
     "scorer": "something scores given tokens: echo with logprobs, or a reference engine",
     "reference": "a naive fp32 engine with the same model stands by",
     "n": "several choices for one prompt",
+    "n_greedy": "several choices at temperature 0, which some engines refuse as useless",
     "batch": "several prompts in one call",
     "id_prompts": "prompts as token ids",
     "return_ids": "answers tell their token ids",
@@ -228,6 +229,9 @@ class Questions:
             features.names.add("token_ids")
         await self._echo()
         several = await self._try(n=2)
+        self._note("n_greedy", several is not None and len(several.choices) == 2)
+        if several is None:
+            several = await self._try(n=2, temperature=1.0)
         self._note("n", several is not None and len(several.choices) == 2)
         batch = await self._try(prompt=[self._text, self._text])
         self._note("batch", batch is not None and len(batch.choices) == 2)

@@ -297,7 +297,7 @@ async def batched_prompts(ctx: Context) -> None:
 async def batched_choices(ctx: Context) -> None:
     asks = [ask for ask in ctx.asks(5, (4, 2 * ctx.block), 8) for _ in range(2)]
     baselines = await ctx.baselines(asks)
-    await check_batch(ctx, [ask.prompt for ask in asks[::2]], asks, baselines, "5 prompts with n=2", n=2)
+    await check_batch(ctx, [ask.prompt for ask in asks[::2]], asks, baselines, "5 prompts with n=2", **ctx.several(2))
 
 
 async def check_batch(

@@ -251,7 +251,7 @@ def fields_of(ctx: Context, row: Row, number: int) -> dict[str, Any]:
     """The request's own part of a combination."""
     fields: dict[str, Any] = {}
     if row["n"] == 2 and ctx.features.has("n"):
-        fields["n"] = 2
+        fields |= ctx.several(2)
     if row["seeded"] and ctx.features.has("seed"):
         fields["seed"] = number
     if row["penalties"] and ctx.features.has("penalties"):

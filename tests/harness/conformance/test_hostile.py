@@ -6,11 +6,11 @@ import asyncio
 import dataclasses
 
 import pytest
+from hostile import Liar, hang, html, serving
 
 from harness.conformance.context import Options
 from harness.conformance.runner import run_suite
 from harness.engines.errors import UnreachableError
-from hostile import Liar, hang, html, serving
 
 FAST = Options(timeout_s=1.0, effort=0.1, structural_only=True)
 

@@ -14,10 +14,40 @@ from harness.conformance.runner import run_suite
 from harness.engines.catalogue import find
 from harness.engines.launch import launched
 
-SAMPLE = (
-    "API-01 API-04 API-06 API-08 API-15 STR-01 STR-03 STR-07 TOK-01 SMP-06 SMP-07 LGP-01 LGP-03 NUM-02 NUM-12 BAT-04 BAT-06 "
-    "PFX-01 PFX-04 PFX-10 PRE-01 PRE-03 LIF-01 LIF-03 ERR-02 ERR-06 MET-02 MET-05 MEM-01 MEM-02 INT-03 INT-07"
-).split()
+SAMPLE = [
+    "API-01",
+    "API-04",
+    "API-06",
+    "API-08",
+    "API-15",
+    "STR-01",
+    "STR-03",
+    "STR-07",
+    "TOK-01",
+    "SMP-06",
+    "SMP-07",
+    "LGP-01",
+    "LGP-03",
+    "NUM-02",
+    "NUM-12",
+    "BAT-04",
+    "BAT-06",
+    "PFX-01",
+    "PFX-04",
+    "PFX-10",
+    "PRE-01",
+    "PRE-03",
+    "LIF-01",
+    "LIF-03",
+    "ERR-02",
+    "ERR-06",
+    "MET-02",
+    "MET-05",
+    "MEM-01",
+    "MEM-02",
+    "INT-03",
+    "INT-07",
+]
 QUICK = Options(effort=0.2)
 
 
