@@ -36,14 +36,17 @@ class SentinelPrompts(Prompts):
         return build(rng, tokens)[0]
 
     def text(self, rng: random.Random, words: int) -> str:
-        return spell(deal(rng, max(words, LEAST) // 2 * 2)[1]).strip()
+        # The space before the first word belongs to it: without it the tokenizer sees pieces.
+        length = min(max(words, LEAST) // 2 * 2, LONGEST)
+        question = spell(deal(rng, length)[1])
+        return question * max(round(words / length), 1)
 
     def uncertain(self, rng: random.Random) -> Prompt:
         """Words that follow each other in many ways; what comes next is a matter of chance among few."""
         base = rng.randrange(FIRST_WORD + 40, NUM_TOKENS // 2 - 40) & ~7
         alphabet = [base | low for low in range(8)]
         ids = [partner(token) for token in alphabet] + [rng.choice(alphabet) for _ in range(rng.randint(30, 90))]
-        return [BOS, *ids] if self.takes_ids else spell(ids).strip()
+        return [BOS, *ids] if self.takes_ids else spell(ids)
 
 
 def deal(rng: random.Random, length: int) -> tuple[Passage, tuple[int, ...], int]:
@@ -83,7 +86,7 @@ class SentinelAsks:
         ids, passage, position = build(rng, max(tokens, LEAST), share)
         prompt: Prompt = ids
         if not self.takes_ids:
-            prompt = spell(passage.question(position)).strip()
+            prompt = spell(passage.question(position))
         return Ask(prompt, max_tokens, expected=spell(passage.answer(position, max_tokens)), fields=dict(fields or {}))
 
     def family(self, rng: random.Random, tokens: int, max_tokens: int, count: int) -> list[Ask]:
@@ -94,7 +97,7 @@ class SentinelAsks:
         for number in range(count):
             position = min(max(2, (number * size) // count), size - 1)
             question = passage.question(position)
-            prompt: Prompt = [BOS, *question] if self.takes_ids else spell(question).strip()
+            prompt: Prompt = [BOS, *question] if self.takes_ids else spell(question)
             expected = spell(passage.answer(position, max_tokens))
             asks.append(Ask(prompt, max_tokens, label=f"position {position}", expected=expected))
         return asks

@@ -209,6 +209,7 @@ async def shared_prompt(ctx: Context) -> None:
     ctx.need_evidence(8 * length > 2 * (length + 8 * (output + block)), "the prompt is too short for sharing to show")
     base = (await ctx.drained()).get("kv_usage", 0.0)
     prompt: Prompt = ctx.prompts.make_prompt(ctx.rng, length)
+    ctx.need_evidence((ctx.features.max_num_seqs or 8) >= 8, "fewer than eight sequences may run at once")
     call = ctx.api.complete(prompt, **ctx.fields(output, n=8, temperature=1.0))
     answer, trace = await sampled(ctx, call)
     held = [(values["kv_usage"] - base) * pool for values in trace if "kv_usage" in values]

@@ -292,7 +292,10 @@ async def evicted(ctx: Context) -> None:
     pool = ctx.features.pool_tokens or 0
     asks = family(ctx, min(10 * ctx.block, ctx.context // 2, pool // 6), 10, 6)
     baselines = await ctx.baselines(asks)
+    hits = await Hits.begin(ctx)
     first = await ctx.together(asks, at_once=2)
+    hits.note(first)
+    await hits.require()  # without a cache nothing can be evicted from it
     # Fill the pool one and a half times with prompts that share nothing.
     length = min(ctx.context - 10, max(pool // 8, 64))
     fillers = [ctx.plain_ask(length, 1) for _ in range(int(1.6 * pool / length) + 1)]
