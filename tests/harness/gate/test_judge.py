@@ -39,7 +39,9 @@ def test_noise_larger_than_the_limit_is_inconclusive_with_the_smallest_change() 
 
 
 def test_a_certain_but_small_change_does_not_fail() -> None:
-    result = judge(spec(rule(limit=0.05)), noisy_pairs(20, 0.02, cv=0.003))
+    result = judge(spec(rule(limit=0.05), looks=(20,)), noisy_pairs(20, 0.02, cv=0.003))
+    assert result.rules[0].p is not None
+    assert result.rules[0].p < 1e-4
     assert result.verdict == "PASS"
 
 

@@ -48,6 +48,12 @@ def test_failed_requests_void_the_run_and_blame_the_engine(tmp_path: Path) -> No
     assert one.broken == one.void
 
 
+def test_one_failure_in_four_hundred_is_more_than_a_gate_allows(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", failed=1, requests=400, tokens=3)
+    assert read_samples(run, "candidate")[0][0].broken
+    assert read_samples(run, "candidate", error_share=0.01)[0][0].broken == []
+
+
 def test_short_answers_void_the_run(tmp_path: Path) -> None:
     def shorten(tables: Tables) -> None:
         for row in tables["requests"]:
