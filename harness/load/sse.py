@@ -105,6 +105,8 @@ def whole_events(body: bytes, ends: Sequence[int], parser: SseParser) -> Iterato
                 mark += 1
             yield SseEvent(body[start + 6 : end], None, mark)
         else:
+            while ends[mark] <= start:  # here, so that no later event begins its search at the first read again
+                mark += 1
             yield from _feed(body, start, end + 2, ends, mark, parser)
         start = end + 2
     yield from _feed(body, start, len(body), ends, mark, parser)
