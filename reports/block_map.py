@@ -139,8 +139,8 @@ def render_block_map(line: Mapping[str, Any]) -> str:
     found = block_map(line)
     counts: dict[str, list[int]] = {}
     for block in found.blocks:
-        for seq in dict.fromkeys(block.holders):
-            row = counts.setdefault(found.requests.get(seq, f"sequence {seq}"), [0, 0, 0])
+        for name in {found.requests.get(seq, f"sequence {seq}") for seq in block.holders}:
+            row = counts.setdefault(name, [0, 0, 0])
             row[0] += not block.reserved
             row[1] += len(block.holders) > 1
             row[2] += block.reserved

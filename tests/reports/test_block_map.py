@@ -45,6 +45,11 @@ def test_the_page_counts_blocks_by_request() -> None:
     assert "req-&lt;b&gt;</td><td>2</td><td>1</td><td>2</td>" in page
 
 
+def test_a_block_that_samples_of_one_request_share_counts_once() -> None:
+    shared = line() | {"owners": {"1": "req-a", "2": "req-a"}}
+    assert "req-a</td><td>3</td><td>1</td><td>2</td>" in render_block_map(shared)
+
+
 def test_a_step_is_found_by_number_or_is_the_last() -> None:
     log = [json.dumps(line(step)) for step in (3, 4, 9)]
     assert read_step(log, 4)["step"] == 4
