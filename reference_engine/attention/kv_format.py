@@ -65,7 +65,9 @@ def store_rows(rows: Tensor, pool: Tensor, scale: Tensor | None, slots: Tensor) 
         pool.index_copy_(0, slots, rows.to(pool.dtype))
     elif scale.dim() == 1:
         scaled = (rows.float() / scale[:, None]).clamp_(-FP8_MAX, FP8_MAX).to(pool.dtype)
-        pool.view(torch.uint8).index_copy_(0, slots, scaled.view(torch.uint8))
+        if pool.dtype.itemsize == 1:  # torch has no index_copy_ for fp8
+            pool, scaled = pool.view(torch.uint8), scaled.view(torch.uint8)
+        pool.index_copy_(0, slots, scaled)
     else:
         largest = rows.float().abs().amax(-1)
         own = (largest / INT8_MAX).clamp_(min=SMALLEST_SCALE)

@@ -497,7 +497,9 @@ def test_a_logged_run_replays_to_the_same_logits(tmp_path: Path, rng: random.Ran
     assert any(plan.copies for plan, _ in steps)
     for (_, logits), expected in zip(steps, seen, strict=True):
         assert torch.equal(logits.sampled, expected)
-    assert StepPlan.from_json(lines[0]).to_json() == lines[0]
+    assert lines[0].startswith(StepPlan.from_json(lines[0]).to_json()[:-1]), (
+        "what else a line holds comes behind the plan"
+    )
 
 
 def test_stats_speak_the_projects_metric_names() -> None:
