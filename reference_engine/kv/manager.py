@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import KeysView
 
 from reference_engine.config import CacheConfig
-from reference_engine.kv.block_pool import BlockPool
+from reference_engine.kv.block_pool import AuditError, BlockPool
 from reference_engine.kv.contract import BlockTable, HostUsage, KVManager, blocks_for, slots_needed
 from reference_engine.kv.ledger import LedgerSnapshot
 from reference_engine.kv.paged_audit import audit_paged
@@ -278,7 +278,10 @@ class PagedKVManager(KVManager):
         table.frozen = None
 
     def _on_evict(self, block: int) -> None:
-        for orphan in self.cache.evict(block):
+        orphans = self.cache.evict(block)
+        if orphans and self.window is None:
+            raise AuditError(f"block {block} is evicted before blocks {orphans}, which are only found through it")
+        for orphan in orphans:
             self.pool.forget(orphan)
 
     def _writes_shared_block(self, table: BlockTable) -> bool:

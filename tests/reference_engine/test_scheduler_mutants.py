@@ -31,7 +31,7 @@ import kv_shadow
 # ShadowError is an AssertionError; KeyError is how a manager answers for a sequence without a table, ValueError how the
 # scheduler refuses a step or a branch that does not fit its books, IndexError what a host pool says that is empty.
 CAUGHT_BY = (AuditError, AssertionError, KeyError, ValueError, IndexError)
-SEEDS = range(16)
+SEEDS = range(24)
 PRESSED = 8
 
 Patch = pytest.MonkeyPatch
@@ -99,12 +99,12 @@ def weak_hash(parent: bytes, tokens: Any) -> bytes:
 
 def trust_a_weak_hash(patch: Patch) -> None:
     patch.setattr(CachedBlock, "holds", lambda self, tokens, parent, salt: True)
-    patch.setattr(PagedKVManager.__init__, "__defaults__", (weak_hash,))
+    patch.setattr(PagedKVManager.__init__, "__defaults__", (weak_hash, 1 << 30))
 
 
 def verify_tokens_but_not_the_parent(patch: Patch) -> None:
     patch.setattr(CachedBlock, "holds", lambda self, tokens, parent, salt: self.tokens == tokens and self.salt == salt)
-    patch.setattr(PagedKVManager.__init__, "__defaults__", (lambda parent, tokens: chain_hash(b"", tokens),))
+    patch.setattr(PagedKVManager.__init__, "__defaults__", (lambda parent, tokens: chain_hash(b"", tokens), 1 << 30))
 
 
 def ignore_the_salt(patch: Patch) -> None:
