@@ -22,7 +22,7 @@ ANCILLARY_BYTES = 64
 READ_BYTES = 65_536
 REFRESH_NS = 50_000_000
 TOLERANCE_NS = 100_000  # reading two clocks takes time, and clocks are slewed
-PROOFS, PROOF_PAUSE_S = 50, 0.001
+PROOFS, PROOF_PAUSE_S = 300, 0.001
 _BRACKET_NS = 3_000  # a reading of both clocks that took longer was interrupted
 _TRIES = 20
 

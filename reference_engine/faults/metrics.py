@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from aiohttp import web
 
+from reference_engine.attention.kv_format import KVFormat
 from reference_engine.config import ModelConfig
 from reference_engine.faults.lab import Lab
 from reference_engine.faults.registry import fault
@@ -180,4 +181,12 @@ def sized_for_query_heads(lab: Lab) -> None:
 
         return faulty
 
+    def make_format(original: Callable[[KVFormat, ModelConfig], int]) -> Callable[[KVFormat, ModelConfig], int]:
+        def faulty(self: KVFormat, model: ModelConfig) -> int:
+            lab.fires()
+            return original(self, model) * model.num_heads // model.num_kv_heads
+
+        return faulty
+
     lab.wrap(ModelConfig, "kv_bytes_per_token", make)
+    lab.wrap(KVFormat, "bytes_per_token", make_format)

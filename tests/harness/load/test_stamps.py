@@ -15,7 +15,7 @@ from harness.load.client import Client
 from harness.load.dialect import Dialect, prepare
 from harness.load.exchange import Exchange
 from harness.load.settle import Rules, settle
-from harness.load.stamps import ANCILLARY_BYTES, REFRESH_NS, StampClock, enable, stamp_of
+from harness.load.stamps import ANCILLARY_BYTES, REFRESH_NS, StampClock, StampKeeper, enable, stamp_of
 from workloads.request import RequestSpec
 
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_TIMESTAMPNS is a part of Linux")
@@ -84,6 +84,8 @@ def test_slewing_is_followed() -> None:
 
 @needs_linux
 def test_the_kernel_stamps_what_waits_to_be_read() -> None:
+    keeper = StampKeeper()
+    assert keeper.works
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
         assert enable(client)
         server, _ = listener.accept()
@@ -100,6 +102,7 @@ def test_the_kernel_stamps_what_waits_to_be_read() -> None:
                 t = clock.monotonic(stamp, 0)
                 assert t is not None
                 assert sent - 200_000 <= t <= after + 5_000_000 < time.monotonic_ns()
+    keeper.close()
 
 
 @needs_linux
