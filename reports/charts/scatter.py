@@ -110,11 +110,16 @@ def scatter_figure(data: Dataset, group: Group, width: int, points: int) -> Figu
         y = alt.Y("y:Q", scale=scale, axis=up)
         dots = alt.Chart(scales.values(rows)).mark_point(filled=True, size=20, opacity=0.75)
         layers = [dots.encode(x=x, y=y, color=scales.color(data.engines), shape=scales.shape(data.engines))]
-        if named:
-            words = alt.Chart(scales.values(_spread_out(named, low, high))).mark_text(
-                align="right", dx=-6, fontSize=10, color=TEXT
-            )
-            layers.append(words.encode(x=x, y=y, text="text:N"))
+        names = _spread_out(named, low, high) if named else []
+        middle = (min(row["t"] for row in rows) + max(row["t"] for row in rows)) / 2
+        # A name stands on the side where the plot is, so that none runs into an axis.
+        for is_late in (False, True):
+            half = [row for row in names if (row["t"] > middle) is is_late]
+            if half:
+                words = alt.Chart(scales.values(half)).mark_text(
+                    align="right" if is_late else "left", dx=-6 if is_late else 6, fontSize=10, color=TEXT
+                )
+                layers.append(words.encode(x=x, y=y, text="text:N"))
         return alt.layer(*layers).properties(width=width - scales.MARGIN, height=HEIGHT)
 
     description = f"TTFT of each request in ms (up) over the time it was sent (across). {'; '.join(told)}."
