@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from reference_engine.attention import make_backend
 from reference_engine.config import CacheConfig, ConfigError, ModelConfig
 from reference_engine.models.llama import LlamaModel
-from reference_engine.models.ops import TorchOps, make_ops
+from reference_engine.models.ops import OneDnnOps, TorchOps, is_intel_processor, make_ops
 from reference_engine.plan import BlockCopy, ScheduledSeq, StepPlan
 from reference_engine.runner import ModelRunner, block_bytes, num_blocks_for
 
@@ -188,3 +189,42 @@ def test_plain_torch_ops_serve_as_well(model: LlamaModel) -> None:
     plan = StepPlan(0, (ScheduledSeq(1, 0, tuple(range(9)), (4, 2, 7), 1),))
     results = [make_runner(m).execute(plan).sampled for m in (plain, fast)]
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
+def test_rows_kept_beside_packed_weights_give_the_same_products(rows: int) -> None:
+    """Both layouts of one weight are the same weight: right against float64 on either side of the switch."""
+    weight, bias, x = torch.randn(70, 48), torch.randn(70), torch.randn(rows, 48)
+    want = (x.double() @ weight.double().T + bias.double()).float()
+    for ops in (OneDnnOps(), OneDnnOps(keep_rows=True)):
+        prepared = ops.prepare_linear(weight, bias)
+        torch.testing.assert_close(ops.linear(x, prepared), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "is_intel"),
+    [("vendor_id\t: GenuineIntel\n", True), ("vendor_id\t: AuthenticAMD\n", False), ("", False)],
+)
+def test_intel_processors_are_told_by_their_vendor(
+    cpuinfo: str, is_intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO("processor\t: 0\n" + cpuinfo))
+    assert is_intel_processor() is is_intel
+
+
+def test_no_cpuinfo_is_no_intel_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", missing)
+    assert is_intel_processor() is False
+
+
+def test_no_more_rows_are_kept_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OneDnnOps, "MOST_KEPT_BYTES", 100 * 4)
+    ops, x = OneDnnOps(keep_rows=True), torch.randn(1, 8)
+    weights = [torch.randn(10, 8), torch.randn(10, 8), torch.randn(2, 8)]
+    prepared = [ops.prepare_linear(weight, None) for weight in weights]
+    assert [layout[2] is not None for layout in prepared] == [True, False, True]
+    for weight, layout in zip(weights, prepared, strict=True):
+        torch.testing.assert_close(ops.linear(x, layout), x @ weight.T)
