@@ -2,7 +2,8 @@
 
 Each worker gets a C server and so many streams of its own; two workers are asked for twice the chunks.  Delivered is
 what the servers sent in their steady stretch; the CPU cost is that of the workers' own meters.  Servers and workers
-share the machine's cores: on two cores the second pair competes with the first, and the result is a lower bound.
+share the machine's cores: on two cores the second pair competes with the first (which also makes a chunk dearer, so the
+ratio of the costs is shown and not judged), and the result is a lower bound.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from harness.load.workers import WorkersRun
 from workloads.request import Load, RequestSpec
 
 STREAMS, ROUNDS = 400, 4  # of each worker: 20,000 chunks/s
-MIN_DELIVERED, MIN_SPEEDUP, MAX_COST = 0.98, 0.95, 1.15  # of ideal; of linear; times the cost of one worker
+MIN_DELIVERED, MIN_SPEEDUP = 0.98, 0.95  # of ideal; of linear
 
 
 def measure(levels: tuple[int, ...] = (1, 2)) -> Iterator[dict[str, Any]]:
@@ -50,8 +51,6 @@ def compared(row: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
         missed.append(f"delivered {row['delivered']:.3f} of ideal")
     if speedup < MIN_SPEEDUP * linear:
         missed.append(f"{speedup:.2f} times the chunks for {linear:g} times the workers")
-    if cost > MAX_COST:
-        missed.append(f"a chunk cost {cost:.2f} times as much")
     return {**row, "speedup": speedup, "cost_ratio": cost, "met": not missed, "missed": missed}
 
 

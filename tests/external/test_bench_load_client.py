@@ -92,15 +92,17 @@ def test_the_highest_right_level_has_no_wrong_one_below() -> None:
     assert "400" in table(rows, ("tool", "streams"))
 
 
-def scale(workers: int, rate: float, cost: float = 15.0) -> dict[str, Any]:
-    return {"workers": workers, "failed": 0, "delivered": 0.99, "chunks_per_s": rate, "cpu_us_per_chunk": cost}
+def scale(workers: int, rate: float, delivered: float = 0.99) -> dict[str, Any]:
+    row = {"workers": workers, "failed": 0, "delivered": delivered, "chunks_per_s": rate}
+    return {**row, "cpu_us_per_chunk": 15.0 * workers}
 
 
 def test_scaling_is_compared_with_the_fewest_workers() -> None:
     one = scale(1, 20_000)
     assert compared(scale(2, 39_500), one)["met"]
     assert "1.50 times" in compared(scale(2, 30_000), one)["missed"][0]
-    assert "cost 2.00 times" in compared(scale(2, 40_000, cost=30.0), one)["missed"][0]
+    assert "delivered 0.970" in compared(scale(2, 40_000, delivered=0.97), one)["missed"][0]
+    assert compared(scale(2, 40_000), one)["cost_ratio"] == 2
 
 
 def test_telemetry_must_be_shown_to_be_free() -> None:
