@@ -57,8 +57,8 @@ def run(
     """Drive engines with workloads; write a run directory and a report.
 
     Without --concurrency and --rate each workload brings its own load levels.  Exit codes: 0 every cell valid or
-    suspect, 2 wrong usage, 3 an engine could not be reached or started, 4 the harness failed, 5 a cell is INVALID,
-    130 interrupted.
+    suspect, 2 wrong usage, 3 an engine could not be reached or started, 4 the harness failed, 5 a cell is INVALID (with
+    --find-max: a search is INCONCLUSIVE), 130 interrupted.
     """
     asked: dict[str, Any] = {
         "workloads": workload,
@@ -147,5 +147,7 @@ def leave(summary: Summary, interrupted: bool) -> None:
     """End the command with the exit code that a run earned."""
     if interrupted:
         raise typer.Exit(INTERRUPTED)
-    if any(cell.validity == "INVALID" for cell in summary.cells):
+    # A search accounts for its own cells: one that cannot be believed decides nothing, and it says when that was all.
+    invalid = [cell.validity == "INVALID" for cell in summary.cells]
+    if any(search.inconclusive for search in summary.searches) or (any(invalid) and not summary.searches):
         raise typer.Exit(ExitCode.INVALID_RUN)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from harness.load.search import MaxSearch, Staircase
+from harness.load.search import MAX_DISBELIEVED, MaxSearch, Staircase
 from harness.results.schema import ProbeInfo, SearchInfo
 from workloads.request import Load
 
 # Load, repeat, number of requests (None: the plan's own) -> the cell's id, or None once the user has interrupted.
 MeasureLevel = Callable[[Load, int, int | None], Awaitable[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Showing:
+    """What a cell showed: of ``total`` requests ``good`` met every SLO; ``disbelief`` says why that counts for nothing."""
+
+    good: int
+    total: int
+    disbelief: str | None = None
 
 
 async def climb(
@@ -34,7 +44,7 @@ async def find_max(
     search: MaxSearch,
     number: int | None,
     measure: MeasureLevel,
-    attainment_of: Callable[[str], tuple[int, int]],
+    showing_of: Callable[[str], Showing],
     note: Callable[[str], None],
 ) -> bool:
     """Drive ``search`` to its end with ``number`` requests a cell.  False when the user interrupted."""
@@ -44,14 +54,22 @@ async def find_max(
         else:
             load = Load("closed", concurrency=int(level))
             enough = None if number is None else max(number, 2 * int(level))  # else the duration counts
-        tries = search.probes[level].tries if level in search.probes else 0
-        cell_id = await measure(load, tries, enough)
+        before = search.probes[level].cells if level in search.probes else 0
+        cell_id = await measure(load, before, enough)
         if cell_id is None:
             return False
-        good, total = attainment_of(cell_id)
-        search.observe(level, good, total)
+        shown = showing_of(cell_id)
+        if shown.disbelief is not None:
+            search.disbelieve(level, shown.disbelief)
+            left = MAX_DISBELIEVED - search.probes[level].disbelieved
+            note(
+                f"{cell_id} decides nothing: {shown.disbelief}; "
+                + ("once more" if left > 0 else "the level is given up")
+            )
+            continue
+        search.observe(level, shown.good, shown.total)
         low, high = search.interval(level)
-        note(f"{cell_id}: {good}/{total} met the SLO ({low:.1%} to {high:.1%})")
+        note(f"{cell_id}: {shown.good}/{shown.total} met the SLO ({low:.1%} to {high:.1%})")
     return True
 
 
@@ -62,7 +80,14 @@ def search_info(search: MaxSearch, engine: str, workload: str, slo: Mapping[str,
         low, high = search.interval(level)
         probes.append(
             ProbeInfo(
-                level=level, good=probe.good, total=probe.total, low=low, high=high, verdict=search.verdict(level)
+                level=level,
+                good=probe.good,
+                total=probe.total,
+                low=low,
+                high=high,
+                verdict=search.verdict(level),
+                disbelieved=probe.disbelieved,
+                reason=probe.reason,
             )
         )
     return SearchInfo(
@@ -73,6 +98,7 @@ def search_info(search: MaxSearch, engine: str, workload: str, slo: Mapping[str,
         confidence=search.confidence,
         best=search.best,
         refuted=search.refuted,
+        inconclusive=search.is_inconclusive,
         sentence=search.sentence(", ".join(f"{name} <= {limit:g} ms" for name, limit in slo.items())),
         probes=probes,
     )

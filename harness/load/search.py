@@ -9,6 +9,10 @@ interval of good/total says what the probe showed::
 
 The search doubles until a level fails, then halves the (geometric) distance until the best level that passes and the
 lowest that does not are near enough.  A level that stays undecided after all its tries does not pass.
+
+A cell that cannot be believed (the client was late, the clocks were throttled) decides nothing: it is run once more, and
+when that one cannot be believed either, the level is inconclusive.  The search then goes on below it, and its answer is
+inconclusive where such a level is all that bounds it.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ from statistics import NormalDist
 from typing import Literal
 
 Over = Literal["rate", "concurrency"]
-Verdict = Literal["pass", "fail", "undecided"]
+Verdict = Literal["pass", "fail", "undecided", "inconclusive"]
+
+MAX_DISBELIEVED = 2  # cells at one level that could not be believed, before it is given up
 
 LOWEST_RATE = 1 / 64  # requests/s
 LOWEST_CONCURRENCY = 1
@@ -49,12 +55,19 @@ def requests_to_pass(attainment: float, confidence: float) -> int:
 
 @dataclass(slots=True)
 class Probe:
-    """What is known about one level."""
+    """What is known about one level.  Requests of cells that could not be believed are not counted."""
 
     level: float
     good: int = 0
     total: int = 0
     tries: int = 0
+    disbelieved: int = 0
+    reason: str | None = None  # why the last of those could not be believed
+
+    @property
+    def cells(self) -> int:
+        """Cells run at this level, believed or not."""
+        return self.tries + self.disbelieved
 
 
 @dataclass(slots=True)
@@ -75,10 +88,25 @@ class MaxSearch:
 
     @property
     def best(self) -> float | None:
-        """The highest level that passes, with every level below it that was probed not refuted."""
+        """The highest level that passes, with every level below it that was probed neither refuted nor unmeasured."""
         passed = [level for level in self.probes if self.verdict(level) == "pass"]
-        refuted = self.refuted
-        return max((level for level in passed if refuted is None or level < refuted), default=None)
+        ceiling = self.ceiling
+        return max((level for level in passed if ceiling is None or level < ceiling), default=None)
+
+    @property
+    def unmeasured(self) -> float | None:
+        """The lowest level of which nothing could be told because its cells could not be believed."""
+        return min((level for level in self.probes if self.verdict(level) == "inconclusive"), default=None)
+
+    @property
+    def ceiling(self) -> float | None:
+        """The lowest level that is not known to pass: refuted or unmeasured."""
+        return min((level for level in (self.refuted, self.unmeasured) if level is not None), default=None)
+
+    @property
+    def is_inconclusive(self) -> bool:
+        """Whether what bounds the answer is a level that could not be measured."""
+        return self.unmeasured is not None and self.ceiling == self.unmeasured
 
     @property
     def refuted(self) -> float | None:
@@ -91,7 +119,11 @@ class MaxSearch:
 
     def verdict(self, level: float) -> Verdict:
         low, high = self.interval(level)
-        return "pass" if low >= self.attainment else "fail" if high < self.attainment else "undecided"
+        if low >= self.attainment:
+            return "pass"
+        if high < self.attainment:
+            return "fail"
+        return "inconclusive" if self.probes[level].disbelieved >= MAX_DISBELIEVED else "undecided"
 
     def observe(self, level: float, good: int, total: int) -> None:
         """Add the outcome of one cell at ``level``."""
@@ -100,22 +132,28 @@ class MaxSearch:
         probe.total += total
         probe.tries += 1
 
+    def disbelieve(self, level: float, reason: str) -> None:
+        """A cell at ``level`` cannot be believed: it counts for nothing but itself."""
+        probe = self.probes.setdefault(level, Probe(level))
+        probe.disbelieved += 1
+        probe.reason = reason
+
     def next_level(self) -> float | None:
         """The level to run now, or None when the answer is found."""
         for level, probe in self.probes.items():
             if self.verdict(level) == "undecided" and probe.tries < self.tries:
                 return level
-        best, refuted = self.best, self.refuted
-        if best is None and refuted is None:
+        best, ceiling = self.best, self.ceiling
+        if best is None and ceiling is None:
             return self._clean(self.start)
-        if refuted is None:
+        if ceiling is None:
             assert best is not None
             return self._clean(min(2 * best, self.limit)) if best < self.limit else None
         if best is None:
             lowest = LOWEST_RATE if self.over == "rate" else LOWEST_CONCURRENCY
-            return self._clean(max(refuted / 2, lowest)) if refuted > lowest else None
-        middle = self._clean(math.sqrt(best * refuted))
-        is_near = refuted - best <= 1 if self.over == "concurrency" else refuted / best <= 1 + self.precision
+            return self._clean(max(ceiling / 2, lowest)) if ceiling > lowest else None
+        middle = self._clean(math.sqrt(best * ceiling))
+        is_near = ceiling - best <= 1 if self.over == "concurrency" else ceiling / best <= 1 + self.precision
         return None if is_near or middle in self.probes else middle
 
     def sentence(self, slo: str) -> str:
@@ -123,6 +161,11 @@ class MaxSearch:
         unit = "requests/s" if self.over == "rate" else "requests in flight"
         promise = f"at least {self.attainment:.0%} of the requests meet {slo} ({self.confidence:.0%} confidence)"
         best, refuted = self.best, self.refuted
+        if self.is_inconclusive:
+            level = self.unmeasured
+            assert level is not None
+            known = "nothing was shown" if best is None else f"up to {best:g} {unit} {promise}"
+            return f"INCONCLUSIVE: {known}; {level:g} could not be measured ({self.probes[level].reason})"
         if best is None:
             return f"no probed level was shown to serve so that {promise}; the lowest was {min(self.probes):g} {unit}"
         if refuted is None:

@@ -20,7 +20,7 @@ from harness.load.cell import CellPlan, CellRun
 from harness.load.client import Client
 from harness.load.client_options import ClientOptions
 from harness.load.engine_room import ReadyEngine, check_recipes, context_limit, ready_engine, scrapers_of, token_counter
-from harness.load.levels import MeasureLevel, climb, find_max, search_info
+from harness.load.levels import MeasureLevel, Showing, climb, find_max, search_info
 from harness.load.plan import EngineAsked, FindMax, RunPlan
 from harness.load.portable import PortableClient
 from harness.load.progress import Progress
@@ -29,10 +29,11 @@ from harness.load.schedule import Chapter, Schedule, chapters
 from harness.load.search import requests_to_pass
 from harness.load.workers import WorkersRun
 from harness.results.cells import CellData
-from harness.results.metrics import summarise, summarise_cell
+from harness.results.metrics import numbers_and_measures, summarise, summarise_cell
 from harness.results.reader import load_run
 from harness.results.schema import CellInfo, RunManifest, RunStatus, Summary
 from harness.results.slo import attainment
+from harness.results.validity import disbelief
 from harness.results.writer import RunWriter, write_summary
 from harness.telemetry.machine import describe_machine
 from harness.telemetry.nvml import NvmlSampler
@@ -257,7 +258,7 @@ class Session:
         if number is None and self._plan.duration is None:
             number = PROBE_MARGIN * requests_to_pass(goal.attainment, goal.confidence)
         search = goal.search()
-        if not await find_max(search, number, self._levels(chapter, cells), self._attainment_of, self._display.note):
+        if not await find_max(search, number, self._levels(chapter, cells), self._showing_of, self._display.note):
             return
         found = search_info(search, cells.engine, chapter.workload.name, self._plan.slo)
         others = [s for s in self._manifest.searches if (s.engine, s.workload) != (found.engine, found.workload)]
@@ -308,8 +309,10 @@ class Session:
     def _speed_of(self, cell_id: str) -> float | None:
         return summarise_cell(self._data_of(cell_id), self._manifest).output_tokens_per_s
 
-    def _attainment_of(self, cell_id: str) -> tuple[int, int]:
-        return attainment(self._data_of(cell_id), self._plan.slo)
+    def _showing_of(self, cell_id: str) -> Showing:
+        data = self._data_of(cell_id)
+        _, judged_by = numbers_and_measures(data, self._manifest)
+        return Showing(*attainment(data, self._plan.slo), disbelief(judged_by))
 
     def _cell_run(self, plan: CellPlan, cells: Cells) -> CellRun | WorkersRun | RayRun:
         """The cell, driven by this process or by workers."""

@@ -28,7 +28,7 @@ from harness.results.schema import CellInfo, CellSummary, Distribution, RunManif
 from harness.results.series import Floats
 from harness.results.slo import meets_slo
 from harness.results.steady import steady_start
-from harness.results.validity import judge
+from harness.results.validity import Measures, judge
 
 MIN_BEYOND = 2
 ROUNDS_FOR_A_WINDOW = 2
@@ -99,6 +99,11 @@ def steady_window(data: CellData, loaded: tuple[int, int] | None) -> tuple[int, 
 
 def summarise_cell(data: CellData, manifest: RunManifest) -> CellSummary:
     """The numbers of one cell, and whether they may be believed."""
+    return numbers_and_measures(data, manifest)[0]
+
+
+def numbers_and_measures(data: CellData, manifest: RunManifest) -> tuple[CellSummary, Measures]:
+    """The summary of one cell, and what its validity was judged by."""
     info = data.info
     loaded = measured_window(data)
     window = steady_window(data, loaded)
@@ -145,8 +150,9 @@ def summarise_cell(data: CellData, manifest: RunManifest) -> CellSummary:
         fill_machine(summary, data, window)
         fill_cost(summary, data, window, whole)
     summary.prefix_hit_rate = prefix_hit_rate(data)
-    summary.validity, summary.reasons = judge(measures(summary, data, window))
-    return summary
+    judged_by = measures(summary, data, window)
+    summary.validity, summary.reasons = judge(judged_by)
+    return summary, judged_by
 
 
 def fill_rates(summary: CellSummary, data: CellData, window: tuple[int, int], slo: dict[str, float]) -> None:

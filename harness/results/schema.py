@@ -227,14 +227,20 @@ class MachineInfo(Strict):
 
 
 class ProbeInfo(Strict):
-    """One level of a search: of ``total`` requests ``good`` met every SLO; ``low`` to ``high`` is Wilson's interval."""
+    """One level of a search: of ``total`` requests ``good`` met every SLO; ``low`` to ``high`` is Wilson's interval.
+
+    Requests of cells that could not be believed are not among them; a level is ``inconclusive`` when those were all
+    that could be had.
+    """
 
     level: float
     good: int
     total: int
     low: float
     high: float
-    verdict: Literal["pass", "fail", "undecided"]
+    verdict: Literal["pass", "fail", "undecided", "inconclusive"]
+    disbelieved: int = 0  # cells that decided nothing
+    reason: str | None = None  # why the last of them could not be believed
 
 
 class SearchInfo(Strict):
@@ -247,6 +253,7 @@ class SearchInfo(Strict):
     confidence: float
     best: float | None = None  # the highest level that passes; null when none was shown to
     refuted: float | None = None  # the lowest level that does not
+    inconclusive: bool = False  # the next level above ``best`` could not be measured
     sentence: str
     probes: list[ProbeInfo]
 

@@ -19,13 +19,24 @@ Measures = Mapping[str, float | None]
 class Rule:
     """Fires when the measure exceeds a threshold: ``invalid`` first, else ``suspect``; null: never to that degree.
 
-    ``sentence`` is filled with ``value`` (and the other measures by name).
+    ``sentence`` is filled with ``value`` (and the other measures by name).  ``is_answer``: what it looks at is the
+    engine's own answer to the load (requests that it failed), and no weakness of the measurement.
     """
 
     measure: str
     suspect: float | None
     invalid: float | None
     sentence: str
+    is_answer: bool = False
+
+    def says(self, measures: Measures) -> str:
+        """The sentence.  The measure must be known."""
+        numbers = {name: number for name, number in measures.items() if number is not None}
+        return self.sentence.format(value=numbers[self.measure], **numbers)
+
+    def invalidates(self, measures: Measures) -> bool:
+        value = measures.get(self.measure)
+        return value is not None and self.invalid is not None and value > self.invalid
 
 
 RULES: tuple[Rule, ...] = (
@@ -33,7 +44,7 @@ RULES: tuple[Rule, ...] = (
     Rule("failed_to_finish", None, 0.5, "the cell ended before its time: the engine or the harness failed"),
     Rule("interrupted", 0.5, None, "the run was interrupted; only what had finished is counted"),
     Rule("ran_dry", 0.5, None, "the schedule ran out of requests before the asked duration; raise --num-requests"),
-    Rule("error_share", 0.01, 0.10, "{value:.1%} of the requests failed"),
+    Rule("error_share", 0.01, 0.10, "{value:.1%} of the requests failed", is_answer=True),
     Rule("lateness_ms_p99", 10.0, 100.0, "requests left late: p99 {value:.1f} ms after their planned time, from "
          "{late_from_s:.1f} s on"),
     Rule("rate_shortfall", 0.02, 0.10, "the arrival rate was {value:.1%} below the schedule"),
@@ -61,10 +72,18 @@ def judge(measures: Measures) -> tuple[Validity, list[str]]:
         value = measures.get(rule.measure)
         if value is None:
             continue
-        numbers = {name: number for name, number in measures.items() if number is not None}
-        if rule.invalid is not None and value > rule.invalid:
-            invalid.append(rule.sentence.format(value=value, **numbers))
+        if rule.invalidates(measures):
+            invalid.append(rule.says(measures))
         elif rule.suspect is not None and value > rule.suspect:
-            suspect.append(rule.sentence.format(value=value, **numbers))
+            suspect.append(rule.says(measures))
     verdict: Validity = "INVALID" if invalid else "SUSPECT" if suspect else "VALID"
     return verdict, invalid + suspect
+
+
+def disbelief(measures: Measures) -> str | None:
+    """Why a cell says nothing about its engine, or None.
+
+    An INVALID cell is not to be believed, except where all that makes it so is the engine's own answer: that some of
+    its requests failed is measured, and true.
+    """
+    return next((rule.says(measures) for rule in RULES if rule.invalidates(measures) and not rule.is_answer), None)

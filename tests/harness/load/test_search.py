@@ -6,7 +6,9 @@ import random
 
 import pytest
 
+from harness.load.levels import Showing, find_max, search_info
 from harness.load.search import MaxSearch, Staircase, requests_to_pass, wilson
+from workloads.request import Load
 
 
 def test_wilson_matches_published_values() -> None:
@@ -82,6 +84,66 @@ def test_the_limit_ends_the_search() -> None:
     run(search, 10**6)
     assert (search.best, search.refuted) == (16, None)
     assert "the limit of the search" in search.sentence("ttft <= 5 ms")
+
+
+def test_a_cell_that_cannot_be_believed_decides_nothing() -> None:
+    search = MaxSearch("concurrency", limit=16)
+    search.observe(1.0, 100, 100)
+    search.disbelieve(2.0, "requests left late")
+    assert search.verdict(2.0) == "undecided"
+    assert search.next_level() == 2.0  # once more
+    search.observe(2.0, 100, 100)
+    assert search.verdict(2.0) == "pass"
+    assert search.next_level() == 4.0
+
+
+@pytest.mark.parametrize("capacity", [3, 6, 40])
+def test_levels_that_cannot_be_measured_bound_the_answer_and_it_says_so(capacity: int) -> None:
+    """The client keeps up to 10 at once; what the engine does beyond that, nobody knows."""
+    search = MaxSearch("concurrency", start=2, limit=64)
+    cells = 0
+    while (level := search.next_level()) is not None:
+        if level > 10:
+            search.disbelieve(level, "the client used 99 % of a core")
+        else:
+            search.observe(level, 200 if level <= capacity else 0, 200)
+        cells += 1
+        assert cells < 40
+    assert search.best == min(capacity, 10)
+    assert search.is_inconclusive == (capacity > 10)
+    said = search.sentence("ttft <= 5 ms")
+    assert said.startswith("INCONCLUSIVE: up to 10") == (capacity > 10)
+    assert ("11 could not be measured (the client used 99 % of a core)" in said) == (capacity > 10)
+    assert all(search.probes[level].disbelieved == 2 for level in search.probes if level > 10)
+
+
+def test_nothing_measured_at_all_is_inconclusive() -> None:
+    search = MaxSearch("rate")
+    while (level := search.next_level()) is not None:
+        search.disbelieve(level, "the clocks were held down")
+    assert search.best is None
+    assert search.is_inconclusive
+    assert search.sentence("ttft <= 5 ms").startswith("INCONCLUSIVE: nothing was shown; ")
+
+
+@pytest.mark.parametrize("good", [0, 100])
+async def test_the_search_does_not_count_what_it_cannot_believe(good: int) -> None:
+    """Every request met the SLO, or none did: in a cell that cannot be believed it is the same nothing."""
+    search, asked, notes = MaxSearch("concurrency", start=2, limit=2), [], []
+
+    async def measure(load: Load, repeat: int, number: int | None) -> str:
+        asked.append(repeat)
+        return f"cell.{repeat}"
+
+    await find_max(search, 100, measure, lambda _: Showing(good, 100, "requests left late"), notes.append)
+    assert search.probes[2.0].total == 0
+    assert (search.best, search.refuted, search.unmeasured) == (None, None, 1.0)
+    assert asked == [0, 1, 0, 1]  # two cells of their own at 2, then at 1
+    assert "cell.0 decides nothing: requests left late; once more" in notes
+    info = search_info(search, "a", "chat", {"ttft": 5.0})
+    assert info.inconclusive
+    assert {probe.verdict for probe in info.probes} == {"inconclusive"}
+    assert {probe.reason for probe in info.probes} == {"requests left late"}
 
 
 def climb(speeds: dict[int, float | None]) -> Staircase:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from harness.emulator.options import make_options
+from harness.emulator.server import Emulator
 from harness.engines.errors import EngineError, RecipeError
 from harness.load.plan import RunPlan, make_plan
 from harness.load.progress import Progress
@@ -134,6 +136,43 @@ async def test_a_search_finds_the_concurrency_that_the_engine_serves_at_once(ser
     assert (found.best, found.refuted) == (3, 4), quiet.notes
     assert found.sentence in quiet.notes[-1]
     assert {probe.level for probe in found.probes} >= {1, 2, 3, 4}
+
+
+async def test_a_search_finds_the_knee_of_the_emulator(tmp_path: Path) -> None:
+    """Four sequences run at once; with five one of them waits a whole answer, and a fifth misses the SLO."""
+    options = make_options(ttft_ms=30, itl_ms=1, tokens=20, max_num_seqs=4)
+    goal = {"over": "concurrency", "attainment": 0.9, "start": 2, "limit": 16}
+    async with Emulator(options) as emulator:
+        asked = plan(
+            emulator.url, workloads="concurrency:input=5,output=20", num_requests=70, slo={"ttft": 65.0}, find_max=goal
+        )
+        quiet, summary = await run(asked, tmp_path / "run")
+    (found,) = summary.searches
+    assert (found.best, found.refuted, found.inconclusive) == (4, 5, False), quiet.notes
+    assert all(probe.verdict == ("pass" if probe.level <= 4 else "fail") for probe in found.probes)
+
+
+async def test_an_engine_that_fails_requests_is_refuted_and_not_inconclusive(server: Any, tmp_path: Path) -> None:
+    running = 0
+
+    async def serve(connection: Any, asked: Any) -> None:
+        nonlocal running
+        if running >= 2:
+            connection.answer({"error": {"message": "busy"}}, 429)
+            return
+        running += 1
+        try:
+            await server.stream(connection, asked)
+        finally:
+            running -= 1
+
+    server.script, server.ttft_s = serve, 0.02
+    goal = {"over": "concurrency", "attainment": 0.8, "limit": 8}
+    asked = plan(server.url, workloads="concurrency:input=5,output=4", num_requests=40, slo={"e2e": 5e3}, find_max=goal)
+    quiet, summary = await run(asked, tmp_path / "run")
+    (found,) = summary.searches
+    assert (found.best, found.refuted, found.inconclusive) == (2, 3, False), quiet.notes
+    assert any(cell.validity == "INVALID" for cell in summary.cells)
 
 
 async def test_the_staircase_is_left_when_throughput_stops_rising(server: Any, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.results.validity import RULES, Rule, judge
+from harness.results.validity import RULES, Rule, disbelief, judge
 
 # What sentences may mention besides their own measure.
 CONTEXT: dict[str, float | None] = {"lag_ms_p99": 12.0, "late_from_s": 3.0}
@@ -39,3 +39,16 @@ def test_rules_are_ordered_sensibly() -> None:
         assert rule.suspect is not None or rule.invalid is not None
         if rule.suspect is not None and rule.invalid is not None:
             assert rule.suspect < rule.invalid
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.invalid is not None], ids=lambda rule: rule.measure)
+def test_what_makes_a_cell_invalid_makes_it_incredible_unless_it_is_the_engines_answer(rule: Rule) -> None:
+    assert rule.invalid is not None
+    reason = disbelief({**CONTEXT, rule.measure: rule.invalid * 1.01})
+    assert (reason is None) == (rule.measure == "error_share")
+    assert disbelief({**CONTEXT, rule.measure: rule.invalid}) is None
+
+
+def test_failed_requests_do_not_excuse_a_late_client() -> None:
+    measures = {**CONTEXT, "error_share": 0.5, "lateness_ms_p99": 500.0}
+    assert disbelief(measures) == "requests left late: p99 500.0 ms after their planned time, from 3.0 s on"
