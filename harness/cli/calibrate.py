@@ -17,7 +17,7 @@ from harness.results.schema import Calibration, CalibrationLevel
 def calibrate(
     streams: Annotated[
         list[str] | None,
-        typer.Option(metavar="N[,N...]", help="Streams at once, rising.  [default: 1,10,50,100,200,400]"),
+        typer.Option(metavar="N[,N...]", help="Streams at once, lowest first.  [default: 1,10,50,100,200,400]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write calibration.json there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
@@ -28,9 +28,10 @@ def calibrate(
     The result is kept in the user's cache; every later run on this machine carries it.  Run it while nothing else runs.
     Exit codes: 0 measured, 2 wrong usage, 4 not even the first level was kept up with, or nothing is stored (--show).
     """
-    from harness.emulator.calibration import LEVELS
+    from harness.emulator.calibration import LEVELS, CalibrationError
     from harness.emulator.calibration import calibrate as measure
-    from harness.emulator.calibration_store import load_calibration, save_calibration
+    from harness.emulator.calibration_store import calibration_file, load_calibration, save_calibration
+    from harness.emulator.options import EmulatorError
     from harness.emulator.process import new_event_loop
 
     if show:
@@ -38,16 +39,26 @@ def calibrate(
         if found is None:
             raise CliError("no calibration of this machine is stored; run pagedbench calibrate", ExitCode.HARNESS_ERROR)
     else:
-        levels = numbers("--streams", streams, int) or list(LEVELS)
-        if min(levels) < 1:
+        levels = sorted({int(level) for level in numbers("--streams", streams, int) or LEVELS})
+        if levels[0] < 1:
             raise CliError("--streams takes numbers of 1 or more")
-        with asyncio.Runner(loop_factory=new_event_loop()) as runner:
-            found = runner.run(measure([int(level) for level in levels], note))
-        file = save_calibration(found)
-        print(f"stored in {file}", file=sys.stderr)
+        try:
+            with asyncio.Runner(loop_factory=new_event_loop()) as runner:
+                found = runner.run(measure(levels, note))
+        except (CalibrationError, EmulatorError) as error:
+            raise CliError(str(error), ExitCode.HARNESS_ERROR) from error
+        try:
+            print(f"stored in {save_calibration(found)}", file=sys.stderr)
+        except OSError as error:
+            print(f"not stored: {calibration_file()}: {error.strerror or error}", file=sys.stderr)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "calibration.json").write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "calibration.json").write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CliError(
+                f"--out {out} cannot be written: {error.strerror or error}", ExitCode.HARNESS_ERROR
+            ) from error
     typer.echo(found.model_dump_json(indent=2) if as_json else sentence(found))
     if found.ceiling_streams is None:
         raise typer.Exit(ExitCode.HARNESS_ERROR)

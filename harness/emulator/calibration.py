@@ -33,6 +33,10 @@ MAX_ENGINE_LATENESS = 0.10
 ANSWER_S = (TTFT_MS + ITL_MS * (TOKENS - 1)) / 1e3
 
 
+class CalibrationError(RuntimeError):
+    """Nothing could be measured.  The message is shown to the user as it is."""
+
+
 class Kept:
     """A sink in memory."""
 
@@ -46,7 +50,10 @@ class Kept:
 async def calibrate(
     levels: Sequence[int] = LEVELS, on_level: Callable[[CalibrationLevel], None] | None = None
 ) -> Calibration:
-    """Drive the emulator at rising numbers of streams until the client, or the emulator, no longer keeps up."""
+    """Drive the emulator at rising numbers of streams until the client, or the emulator, no longer keeps up.
+
+    Raises CalibrationError, and EmulatorError when the emulator does not start.
+    """
     found: list[CalibrationLevel] = []
     stamp = "user"
     options = make_options(ttft_ms=TTFT_MS, itl_ms=ITL_MS, tokens=TOKENS)
@@ -78,13 +85,16 @@ def _pin() -> tuple[str, ...]:
 
 
 async def measure_level(url: str, streams: int) -> tuple[CalibrationLevel, str]:
-    """One closed loop of ``streams`` requests at once; and who stamped its bytes."""
+    """One closed loop of ``streams`` requests at once; and who stamped its bytes.  Raises CalibrationError."""
     async with aiohttp.ClientSession() as session:
         await session.post(f"{url}/truth/reset")
         rows, cpu_s, wall_s = await _drive(url, streams)
         async with session.get(f"{url}/truth") as response:
             truth = [np.array(stamps) for stamps in (await response.json())["answers"]]
     good = [row for row in rows.rows["requests"] if row["ok"]]
+    if not good or not truth:
+        why = next((f": {row['error_class']}: {row['error']}" for row in rows.rows["requests"] if not row["ok"]), "")
+        raise CalibrationError(f"at {streams} streams not one request to the emulator succeeded{why}")
     times: dict[int, list[int]] = {}
     for chunk in rows.rows["chunks"]:
         times.setdefault(chunk["request_index"], []).append(chunk["t"])
@@ -108,7 +118,7 @@ async def measure_level(url: str, streams: int) -> tuple[CalibrationLevel, str]:
         passed=False,
     )
     reason = why_not(level)
-    return level.model_copy(update={"passed": reason is None, "reason": reason}), good[0]["stamp"] if good else "user"
+    return level.model_copy(update={"passed": reason is None, "reason": reason}), good[0]["stamp"]
 
 
 def why_not(level: CalibrationLevel) -> str | None:

@@ -192,6 +192,8 @@ class CellRun:
                 await asyncio.sleep(0)
             self._sink.append("requests", [{"cell_id": self._plan.cell_id, **asdict(record)}])
             self._sink.append("chunks", self._chunk_rows(exchange.index, chunks))
+            if exchange.late_reads and record.ok and not is_warmup:
+                self._note("blurred_chunks", chunks[-1].t, float(sum(chunk.is_blurred for chunk in chunks)))
             exchange.body = b""
             self.progress.settled(record)
 

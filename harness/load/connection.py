@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from harness.load.exchange import Exchange
 from harness.load.http_reader import ResponseReader
-from harness.load.stamps import ANCILLARY_BYTES, READ_BYTES, StampClock, stamp_of
+from harness.load.stamps import ANCILLARY_BYTES, LATE_READ_NS, READ_BYTES, StampClock, stamp_of
 
 monotonic_ns = time.monotonic_ns
 
@@ -162,6 +162,9 @@ class SocketConnection(Connection):
             t = monotonic_ns()
             if self._reader is not None:
                 self._reader.exchange.stamp_source = "user"
+        elif self._clock.now - t > LATE_READ_NS and self._reader is not None:
+            exchange = self._reader.exchange
+            exchange.late_reads.add(len(exchange.stamps))
         self._last_stamp = t
         self._arrived(data, t)
 

@@ -23,7 +23,8 @@ class Exchange:
     """What the wire did for one request.  Times are ``time.monotonic_ns``.
 
     ``stamps[i]`` is the moment read ``i`` arrived, by ``stamp_source``; ``ends[i]`` is how much of ``body`` had come by
-    then (0 after a read of headers only).  ``failure`` is what the transport itself saw go wrong.
+    then (0 after a read of headers only).  ``late_reads`` are those whose last byte had waited in the kernel for longer
+    than ``LATE_READ_NS``.  ``failure`` is what the transport itself saw go wrong.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Exchange:
     content_encoding: str = ""
     stamps: array[int] = field(default_factory=_times)
     ends: array[int] = field(default_factory=_times)
+    late_reads: set[int] = field(default_factory=set)
     received: bytearray = field(default_factory=bytearray)  # the body while it comes, as it came
     body: bytes = b""  # the whole of it, any content coding undone, once the exchange is over
     stamp_source: StampSource = "user"

@@ -15,6 +15,7 @@ import orjson
 
 from harness.load.sse import SseEvent
 
+MAX_TOKENS = 1 << 40  # no answer is longer, and the tables hold 64 bits
 MAX_DONE_BYTES = 32  # of an event that may be [DONE] and blanks
 
 
@@ -140,6 +141,6 @@ def _count(value: Any, before: int | None) -> int | None:
     """A token count from the wire; a later null does not erase an earlier number."""
     if value is None:
         return before
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_TOKENS:
         raise ValueError(f"a token count is {value!r}")
     return int(value)

@@ -149,6 +149,7 @@ class Session:
             if not self._interrupted:
                 raise
         except BaseException as error:
+            self._fail_open_cells()
             self._end("failed", [error])
             raise
         finally:

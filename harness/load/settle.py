@@ -26,11 +26,15 @@ SLICE_EVENTS = 50
 
 
 class ChunkRow(NamedTuple):
-    """A row of ``chunks``, without the cell and the request."""
+    """A row of ``chunks``, without the cell and the request.
+
+    ``is_blurred``: the client was late, and the chunk bears a time together with the one before it (see ``stamps.py``).
+    """
 
     t: int
     tokens: int | None
     coalesced: bool
+    is_blurred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,9 @@ def settle_slowly(
     rows = []
     before = None
     for chunk in meaning.chunks:
-        rows.append(ChunkRow(exchange.stamps[chunk.mark], chunk.tokens, chunk.mark == before))
+        coalesced = chunk.mark == before
+        is_blurred = coalesced and chunk.mark in exchange.late_reads
+        rows.append(ChunkRow(exchange.stamps[chunk.mark], chunk.tokens, coalesced, is_blurred))
         before = chunk.mark
     output_tokens, source = _count_tokens(meaning)
     record = RequestRecord(

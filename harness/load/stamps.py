@@ -2,7 +2,16 @@
 
 Linux notes the time at which a packet came in (``SO_TIMESTAMPNS``) and hands it out with the bytes (``recvmsg``).  It
 stays within some 0.05 ms of the sender's clock however late this process reads, so a busy client cannot bend a
-measured time.  When a read takes in several packets, the stamp is that of the last.
+measured time.  When a read takes in several packets, the stamp is that of the last (``tcp_recvmsg`` and, where packets
+were joined while they waited, ``tcp_try_coalesce``).  Two chunks of one stream then bear one time::
+
+    the server     A . . . . . . . B                    A and B left apart
+    a late client                     [AB] read here    both bear the time of B: a gap that is too long, then none
+    the server     AB                                   A and B left together: one time is the truth
+    a timely one   [AB]
+
+Only the first is an error, and the two are told apart by how long the read's last byte had waited: in a client that reads
+in time no byte waits longer than ``LATE_READ_NS``.
 
 The kernel's stamps are on the real-time clock, which may be stepped; everything here is on the monotonic clock.  The
 difference of the two is measured again every ``REFRESH_NS``, and at once when a stamp comes out impossible (in the
@@ -22,6 +31,7 @@ ANCILLARY_BYTES = 64
 READ_BYTES = 65_536
 REFRESH_NS = 50_000_000
 TOLERANCE_NS = 100_000  # reading two clocks takes time, and clocks are slewed
+LATE_READ_NS = 1_000_000
 PROOFS, PROOF_PAUSE_S = 300, 0.001
 _BRACKET_NS = 3_000  # a reading of both clocks that took longer was interrupted
 _TRIES = 20
@@ -94,12 +104,13 @@ class StampClock:
         self._realtime_ns = realtime_ns
         self._offset = 0
         self._measured_at = 0
+        self.now = 0  # when ``monotonic`` was called last: the moment of the read
         self.steps = 0  # times that the real-time clock was found to have jumped
         self._measure(monotonic_ns())
 
     def monotonic(self, stamp: int, not_before: int) -> int | None:
         """``stamp`` on the monotonic clock; None when it makes no sense (before ``not_before``, or in the future)."""
-        now = self._monotonic_ns()
+        now = self.now = self._monotonic_ns()
         if now - self._measured_at > REFRESH_NS:
             self._measure(now)
         t = stamp - self._offset

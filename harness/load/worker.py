@@ -40,22 +40,35 @@ class Job:
 
 
 class SharedJournals:
-    """Appends rows to files that other processes append to as well: whole lines, each write in one piece."""
+    """Appends rows to files that other processes append to as well: whole lines, each write in one piece.
+
+    A kill, or a full disk, can cut the write of another process short; its last line is then ended before ours begins, so
+    that only that line is lost.
+    """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = {
-            name: os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) for name, file in files.items()
-        }
+        self._files = {name: os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644) for name, file in files.items()}
 
     def append(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Raises OSError."""
         lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-        if lines and os.write(self._files[table], lines) < len(lines):
-            raise OSError("the disk is full")
+        if not lines:
+            return
+        descriptor = self._files[table]
+        if not ends_whole(descriptor):
+            lines = b"\n" + lines
+        while lines:  # what takes only a part says why with the rest
+            lines = lines[os.write(descriptor, lines) :]
 
     def close(self) -> None:
         for descriptor in self._files.values():
             os.close(descriptor)
+
+
+def ends_whole(descriptor: int) -> bool:
+    """Whether a file of lines is empty or ends with the end of one."""
+    size = os.fstat(descriptor).st_size
+    return size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
 
 
 def say(document: Mapping[str, Any]) -> None:

@@ -48,10 +48,12 @@ def measures(summary: CellSummary, data: CellData, window: tuple[int, int] | Non
     is_own_clock = summary.kernel_stamped is None or summary.kernel_stamped < 1
     if is_own_clock and summary.client_lag_ms_p99 is not None and summary.client_lag_ms_p99 > LAG_FLOOR_MS and shortest:
         result["lag_share"] = summary.client_lag_ms_p99 / min(shortest)
+    result["blurred_chunks"] = summary.blurred_chunks
     steps = data.telemetry("client", "clock_steps")
     result["clock_steps"] = None if steps is None else float(steps.v.max())
     if window is not None:
         result["throttled_share"] = throttled_share(data, window)
+        result["foreign_processes"] = foreign_processes(data, window)
         result |= delivery_measures(data, window)
         result["telemetry_missing"] = telemetry_missing(data, window)
     return result
@@ -87,6 +89,12 @@ def throttled_share(data: CellData, window: tuple[int, int]) -> float | None:
         if inside.size:
             shares.append(float(((inside.astype(np.int64) & THROTTLED) != 0).mean()))
     return max(shares, default=None)
+
+
+def foreign_processes(data: CellData, window: tuple[int, int]) -> float | None:
+    """The most processes of others on a device that the engine used; None where they cannot be told apart."""
+    seen = [series.maximum(*window) for series in data.by_label("nvml", "foreign_processes").values()]
+    return max((number for number in seen if number is not None), default=None)
 
 
 def telemetry_missing(data: CellData, window: tuple[int, int]) -> float | None:

@@ -139,6 +139,7 @@ def numbers_and_measures(data: CellData, manifest: RunManifest) -> tuple[CellSum
     )
     stamps = [stamp for stamp, good in zip(data.requests["stamp"].to_pylist(), ok, strict=True) if good and stamp]
     summary.kernel_stamped = sum(stamp == "kernel" for stamp in stamps) / len(stamps) if stamps else None
+    summary.blurred_chunks = blurred_share(data, ok) if summary.kernel_stamped else None
     if window is not None and loaded is not None:
         summary.steady_from_s = (window[0] - loaded[0]) / NS_PER_S if window[0] > loaded[0] else None
         fill_rates(summary, data, window, manifest.slo)
@@ -201,6 +202,13 @@ def gaps_ms(data: CellData, ok: np.ndarray) -> Floats:
     same &= ok[row[1:]]
     gaps: Floats = np.diff(data.chunk_t)[same] / NS_PER_MS
     return gaps
+
+
+def blurred_share(data: CellData, ok: np.ndarray) -> float | None:
+    """Share of the chunks that bear one time together with others because the client read them late."""
+    chunks = np.nansum(data.column("chunks")[ok])
+    blurred = data.telemetry("client", "blurred_chunks")
+    return min(1.0, (0.0 if blurred is None else float(blurred.v.sum())) / chunks) if chunks else None
 
 
 def errors(data: CellData) -> dict[str, int]:

@@ -195,7 +195,10 @@ def _check_summary(path: Path, manifest: RunManifest, summary: Summary, known: s
 
 
 def _read_journal(file: Path, schema: pa.Schema) -> pa.Table:
-    """Rows of a journal.  A last line that the kill cut short is dropped; any other bad line is an error."""
+    """Rows of a journal.  A line that a kill cut short is dropped; any other bad line is an error.
+
+    That is the last line, and where several processes wrote (``--workers``), the last of the one that was killed.
+    """
     data = file.read_bytes()
     body, _, tail = data.rpartition(b"\n")
     if tail.strip() and _is_object(tail):
@@ -211,10 +214,10 @@ def _read_journal(file: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _read_journal_by_line(file: Path, body: bytes, schema: pa.Schema) -> pa.Table:
-    """The slow way, for what the fast reader refuses: accepts NaN, and finds the line to blame."""
+    """The slow way, for what the fast reader refuses: accepts NaN, drops cut lines, and finds the line to blame."""
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(body.split(b"\n"), start=1):
-        if not line.strip():
+        if not line.strip() or _is_cut(line):
             continue
         try:
             row = json.loads(line)
@@ -227,6 +230,11 @@ def _read_journal_by_line(file: Path, body: bytes, schema: pa.Schema) -> pa.Tabl
             ) from error
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether this is the beginning of a row (which holds no other object) without its end."""
+    return line.startswith(b'{"') and not line.endswith(b"}") and not _is_object(line)
 
 
 def _is_object(line: bytes) -> bool:

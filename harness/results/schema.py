@@ -345,6 +345,7 @@ class CellSummary(Strict):
     client_lag_ms_p99: float | None = None
     client_cpu_percent: float | None = None
     kernel_stamped: float | None = None  # share of the answers whose bytes the kernel stamped
+    blurred_chunks: float | None = None  # share that a late client read together with others, so that all bear one time
     steady_from_s: float | None = None  # where warm-up was found to end (MSER-5), seconds after the first request
     tokens_identical_to: dict[str, float] = Field(
         default_factory=dict

@@ -51,6 +51,10 @@ RULES: tuple[Rule, ...] = (
     Rule("concurrency_shortfall", 0.03, 0.15, "on average {value:.1%} of the asked requests in flight were missing"),
     Rule("lag_share", 0.10, 0.50, "the client's event loop was late by p99 {lag_ms_p99:.1f} ms, {value:.0%} of "
          "the shortest time it reports"),
+    # Each such chunk makes one gap too long.  Half a percent of those moves an ITL p99; of a twentieth, p95 is made.
+    Rule("blurred_chunks", 0.005, 0.05, "the client was so late that {value:.1%} of the chunks were read together with "
+         "others and bear their time: times between chunks are bent"),
+    Rule("foreign_processes", 0.5, None, "{value:.0f} other processes used the engine's GPU"),
     Rule("clock_steps", 0.5, None, "the machine's real-time clock was stepped {value:.0f} times while bytes were stamped"),
     Rule("throttled_share", 0.05, 0.50, "the GPU's clocks were held down (heat, power brake) {value:.0%} of the time"),
     Rule("client_cpu_percent", 80.0, 95.0, "the client used {value:.0f} % of a core, it may be the bottleneck"),

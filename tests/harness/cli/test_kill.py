@@ -1,5 +1,5 @@
-"""kill -9 at any moment, of the harness or of the engine: every request that had finished a second before is there, and
-the run says how it ended.
+"""kill -9 at any moment, of the harness, of a worker or of the engine: every request that had finished a second before
+is there, and the run says how it ended.
 
 The server is a process of its own that logs when each answer ended, so that what must be there is known.
 """
@@ -42,13 +42,16 @@ def emulator(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         child.stdout.close()
 
 
-def start_run(url: str, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "harness.cli", "run", "--engine", f"a={url}", "--no-report", "--out", str(out)]
+def start_run(
+    url: str, out: Path, *more: str, errors: int = subprocess.DEVNULL, prefix: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    command = [*prefix, sys.executable, "-m", "harness.cli", "run", "--engine", f"a={url}", "--no-report"]
     command += ["--workload", "concurrency:input=8,output=5,levels=8", "--num-requests", "1500", *more]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    command += ["--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, text=True, cwd=ROOT)
 
 
-def wait_for_rows(out: Path, process: subprocess.Popen[bytes], count: int = 20) -> None:
+def wait_for_rows(out: Path, process: subprocess.Popen[str], count: int = 20) -> None:
     journal = out / "requests.jsonl"
     deadline = time.monotonic() + 60
     while not journal.exists() or journal.read_bytes().count(b"\n") < count:
@@ -93,20 +96,52 @@ def test_a_harness_killed_at_fifty_moments_loses_nothing(tmp_path: Path) -> None
             kill_once(url, tmp_path / f"run-{number}", random.random() * 1.5)
 
 
-def test_a_killed_engine_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+def killed_worker_once(url: str, out: Path, after_s: float) -> None:
+    """Kill one of two workers ``after_s`` after the first rows; look at what is left and what is said."""
+    child = start_run(url, out, "--workers", "2", errors=subprocess.PIPE)
+    wait_for_rows(out, child)
+    time.sleep(after_s)
+    victim = random.choice(workers_of(child.pid))
+    before = time.monotonic_ns()
+    os.kill(victim, signal.SIGKILL)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 4, said
+    assert "died (status -9); what the others wrote is kept" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    run = load_run(out)
+    assert (run.manifest.status, [cell.status for cell in run.manifest.cells]) == ("failed", ["failed"])
+    assert "died (status -9)" in (run.manifest.ended or "")
+    assert run.summary is not None
+    assert run.summary.cells[0].validity == "INVALID"
+    done = dict(zip(run.requests["request_index"].to_pylist(), run.requests["t_done"].to_pylist(), strict=True))
+    # Each worker's requests are every second one, numbered as they are sent, four at once.
+    for parity in (0, 1):
+        own = {index for index in done if index % 2 == parity}
+        old = {index for index in own if before - done[index] > 1e9}
+        assert set(range(parity, max(old, default=parity) - 8, 2)) <= own
+        assert before - max(done[index] for index in own) < 1_000_000_000
+
+
+def test_a_killed_worker_ends_the_run_with_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    with emulator("--ttft-ms", "20", "--itl-ms", "10") as (url, _):
+        killed_worker_once(url, tmp_path / "run", random.random() / 2)
+
+
+@pytest.mark.slow
+def test_workers_killed_at_twenty_moments_lose_nothing(tmp_path: Path) -> None:
+    with emulator("--ttft-ms", "20", "--itl-ms", "10") as (url, _):
+        for number in range(20):
+            killed_worker_once(url, tmp_path / f"run-{number}", random.random() * 1.5)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_engine_ends_the_run_with_a_sentence(tmp_path: Path, workers: str) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "harness.cli", "run", "--no-report", "--out", str(out), "--num-requests", "1500"]
-    command += [
-        "--engine",
-        "a=recipe:emulator,ttft_ms=20,itl_ms=10",
-        "--workload",
-        "concurrency:input=8,output=5,levels=8",
-    ]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    wait_for_rows(out, child)  # type: ignore[arg-type]
-    engine = engine_of(child.pid)
-    os.kill(engine, signal.SIGKILL)
-    _, said = child.communicate(timeout=60)
+    child = start_run("recipe:emulator,ttft_ms=20,itl_ms=10", out, "--workers", workers, errors=subprocess.PIPE)
+    wait_for_rows(out, child)
+    time.sleep(random.random() / 2)
+    os.kill(engine_of(child.pid), signal.SIGKILL)
+    _, said = child.communicate(timeout=120)
     assert child.returncode == 3, said
     assert "engine 'a' was killed by SIGKILL" in said
     assert "Traceback" not in said
@@ -117,6 +152,45 @@ def test_a_killed_engine_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     assert run.summary.cells[0].validity == "INVALID"
     assert run.requests.num_rows >= 20
     assert (out / "logs" / "a.log").read_text().startswith("$ ")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_is_a_sentence_and_the_run_is_kept(tmp_path: Path, workers: str) -> None:
+    """No file may grow beyond 64 KiB: what a write beyond it says is what one to a full disk says, by another name."""
+    out = tmp_path / "run"
+    limit = ("bash", "-c", 'ulimit -f 64; exec "$@"', "limited")
+    with emulator("--ttft-ms", "5", "--itl-ms", "2") as (url, _):
+        child = start_run(url, out, "--workers", workers, errors=subprocess.PIPE, prefix=limit)
+        _, said = child.communicate(timeout=120)
+    assert child.returncode == 4, said
+    assert "File too large" in said.splitlines()[-1]
+    assert "kept" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    run = load_run(out)
+    assert run.manifest.status == "failed"
+    assert "File too large" in (run.manifest.ended or "")
+    assert run.requests.num_rows > 50
+    assert set(run.requests["ok"].to_pylist()) <= {True, False}
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with emulator() as (url, _):
+        child = start_run(url, tmp_path / "file" / "run", errors=subprocess.PIPE)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 4
+    assert said.splitlines()[-1].startswith("pagedbench: cannot write the run directory")
+    assert "Traceback" not in said
+
+
+def workers_of(harness: int) -> list[int]:
+    """Pids of the worker processes of a harness."""
+    import psutil
+
+    children = psutil.Process(harness).children(recursive=True)
+    found = [child.pid for child in children if "harness.load.worker" in child.cmdline()]
+    assert len(found) == 2
+    return found
 
 
 def engine_of(harness: int) -> int:
@@ -139,9 +213,8 @@ def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
         }
         (tmp_path / "plan.yaml").write_text(json.dumps(plan))
         command = [sys.executable, "-m", "harness.cli", "run", "--no-report"]
-        child = subprocess.Popen(
-            [*command, str(tmp_path / "plan.yaml"), "--out", str(out)], stdout=subprocess.DEVNULL, cwd=ROOT
-        )
+        planned = [*command, str(tmp_path / "plan.yaml"), "--out", str(out)]
+        child = subprocess.Popen(planned, stdout=subprocess.DEVNULL, text=True, cwd=ROOT)
         wait_for_rows(out, child, 80)  # the second cell has begun
         child.kill()
         child.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -296,7 +297,192 @@ async def endless_headers(c: Any, asked: Any, w: Any) -> None:
     await asyncio.sleep(1)
 
 
+@case("malformed")
+async def only_ever_promises(c: Any, asked: Any, w: Any) -> None:
+    while not c.writer.is_closing():
+        c.raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 100)
+        await c.writer.drain()
+        await asyncio.sleep(0)
+
+
+@case("timeout_first")
+async def promises_now_and_then(c: Any, asked: Any, w: Any) -> None:
+    while not c.writer.is_closing():
+        c.raw(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await asyncio.sleep(0.05)
+
+
+@case("timeout_first")
+async def drips_its_headers(c: Any, asked: Any, w: Any) -> None:
+    c.raw(b"HTTP/1.1 200 OK\r\nX-A: ")
+    while not c.writer.is_closing():
+        c.raw(b"a")
+        await asyncio.sleep(0.05)
+
+
+@case("timeout_idle")
+async def pings_for_ever(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    while not c.writer.is_closing():
+        c.body(b": ping\n\n")
+        await asyncio.sleep(0.05)
+
+
+@case("timeout_idle")
+async def announces_a_chunk_of_an_exbibyte(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.raw(b"fffffffffffffff\r\n" + w.text("x", "stop"))
+    await asyncio.sleep(30)
+
+
+@case("malformed")
+async def chunk_size_beyond_64_bits(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.raw(b"fffffffffffffffffff\r\n" + w.text("x", "stop"))
+    await asyncio.sleep(1)
+
+
+@case("malformed")
+async def content_length_is_no_number(c: Any, asked: Any, w: Any) -> None:
+    c.head(200, "text/event-stream", "Content-Length: many", chunked=False)
+    c.body(w.text("x", "stop") + w.done)
+    await c.close()
+
+
+@case("malformed")
+async def switches_protocols(c: Any, asked: Any, w: Any) -> None:
+    c.raw(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x01a")
+    await asyncio.sleep(1)
+
+
+@case("malformed")
+async def no_content(c: Any, asked: Any, w: Any) -> None:
+    c.raw(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+
+@case("malformed")
+async def coded_in_a_way_nobody_asked_for(c: Any, asked: Any, w: Any) -> None:
+    c.head(200, "text/event-stream", "Content-Encoding: br")
+    c.body(w.text("x", "stop") + w.done)
+    c.end()
+
+
+@case("malformed")
+async def says_gzip_and_sends_text(c: Any, asked: Any, w: Any) -> None:
+    c.head(200, "text/event-stream", "Content-Encoding: gzip")
+    c.body(w.text("x", "stop") + w.done)
+    c.end()
+
+
+@case("truncated")
+async def gzip_that_ends_early(c: Any, asked: Any, w: Any) -> None:
+    c.head(200, "text/event-stream", "Content-Encoding: gzip")
+    c.body(gzip.compress(w.text("x", "stop") + w.done)[:-12])
+    c.end()
+
+
+@case("malformed")
+async def nested_ten_thousand_deep(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(b"data: " + b"[" * 10_000 + b"]" * 10_000 + b"\n\n" + w.done)
+    c.end()
+
+
+@case("malformed")
+async def a_lone_surrogate(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(b'data: {"choices":[{"text":"\\ud800","finish_reason":"stop"}]}\n\n' + w.done)
+    c.end()
+
+
+@case("malformed")
+async def more_tokens_than_64_bits_hold(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop") + w.usage(3, 2**64 - 1) + w.done)
+    c.end()
+
+
+@case("malformed")
+async def half_a_token(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop", usage={"prompt_tokens": 3, "completion_tokens": 2.5}) + w.done)
+    c.end()
+
+
+@case("malformed")
+async def choices_by_name(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    c.body(w.event({"choices": {"0": {"text": "a", "finish_reason": "stop"}}}) + w.done)
+    c.end()
+
+
+@case("malformed")
+async def done_in_small_letters(c: Any, asked: Any, w: Any) -> None:
+    begin(c, w)
+    c.body(w.text("", "stop") + b"data: [done]\n\n")
+    c.end()
+
+
+@case("in_band")
+async def an_error_beside_a_token(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    c.body(w.text("a", "stop", error={"message": "half a failure"}) + w.done)
+    c.end()
+
+
+@case("truncated")
+async def another_answer_behind_a_short_one(c: Any, asked: Any, w: Any) -> None:
+    """What would be read as the next request's answer by a client that keeps the connection."""
+    c.head()
+    c.body(w.text("a"))
+    c.end()
+    c.head()
+    c.body(w.text("b", "stop") + w.done)
+    c.end()
+
+
 # Odd, but nothing is wrong.
+
+
+@case(None)
+async def an_answer_after_early_hints(c: Any, asked: Any, w: Any) -> None:
+    c.raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+    await c.writer.drain()
+    begin(c, w)
+    c.body(w.text("", "stop") + w.done)
+    c.end()
+
+
+@case(None)
+async def trailers_and_chunk_extensions(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    data = w.text("a", "stop") + w.done
+    c.raw(b"%x;name=value\r\n%s\r\n0\r\nX-Checksum: 1\r\n\r\n" % (len(data), data))
+
+
+@case(None)
+async def http_1_0(c: Any, asked: Any, w: Any) -> None:
+    c.raw(b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + w.text("a", "stop") + w.done)
+    await c.close()
+
+
+@case(None)
+async def a_character_cut_over_two_packets(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    data = w.event({"choices": [{"text": "\N{SNOWMAN}"}]}).replace(b"\\u2603", "\N{SNOWMAN}".encode())
+    for part in (data[: data.index(b"\xe2") + 1], data[data.index(b"\xe2") + 1 :]):
+        c.body(part)
+        await c.writer.drain()
+        await asyncio.sleep(0.01)
+    c.body(w.text("", "stop") + w.done)
+    c.end()
+
+
+@case(None)
+async def a_hundred_thousand_empty_events(c: Any, asked: Any, w: Any) -> None:
+    c.head()
+    c.body(b"\n\n" * 100_000 + w.text("a", "stop") + w.done)
+    c.end()
 
 
 @case(None)
@@ -381,6 +567,23 @@ async def test_each_misbehaviour_has_its_class(server: Any, wire: Any, name: str
 async def test_an_engine_known_to_send_no_done_may_leave_it_out(server: Any, wire: Any) -> None:
     server.script = lambda connection, asked: ends_without_done(connection, asked, wire)
     assert (await ask(server, Rules(sends_done=False))).ok
+
+
+async def test_a_bomb_of_gzip_is_not_unpacked(server: Any, wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that would unpack to 64 times what any answer may have."""
+    monkeypatch.setattr("harness.load.content_coding.MAX_BODY_BYTES", 1 << 20)
+    packer = zlib.compressobj(9, wbits=-15)
+    block = packer.compress(b": " + b"x" * (1 << 20) + b"\n") + packer.flush(zlib.Z_FULL_FLUSH)
+    bomb = b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + block * 64
+
+    async def serve(connection: Any, asked: Any) -> None:
+        connection.head(200, "text/event-stream", "Content-Encoding: gzip")
+        connection.body(bomb)
+        connection.end()
+
+    server.script = serve
+    record = await ask(server)
+    assert (record.error_class, record.error) == ("malformed", "the response is longer than 1048576 bytes")
 
 
 async def test_nobody_listens() -> None:

@@ -20,42 +20,78 @@ from workloads.request import Load, RequestSpec
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# Defect -> where it is tested: a file and the beginning of a test's name.
-TESTED: dict[str, tuple[str, str]] = {
-    "1 one seed in every worker": ("tests/workloads/test_stimulus.py", "test_poisson_is_poisson_for_any_number"),
-    "2 constant gaps that are exponential": ("tests/workloads/test_stimulus.py", "test_constant_gaps_are_equal"),
-    "3 a trace that is a label only": ("tests/harness/load/test_peer_defects.py", "test_planned_times_reach_the_wire"),
-    "4 pacing that drifts": ("tests/workloads/test_stimulus.py", "test_constant_gaps_are_equal_and_never_drift"),
-    "5 arrivals skipped under overload": (
-        "tests/harness/load/test_peer_defects.py",
-        "test_a_late_client_skips_nothing",
-    ),
-    "6 trimmed numerator, whole denominator": ("tests/harness/results/test_metrics.py", "test_"),
-    "7 an error envelope as a success": ("tests/harness/load/test_hostile.py", "error_in_the_middle_of_the_stream"),
-    "8 usage beside choices ignored": ("tests/harness/load/test_hostile.py", "usage_beside_the_last_choice"),
-    "9 gauges read after the drain": ("tests/harness/emulator/test_emulator.py", "test_metrics_use_the_vocabulary"),
-    "10 series that differ by a label overwritten": ("tests/harness/engines/test_metrics.py", "test_"),
-    "11 a threshold that is never evaluated": (
-        "tests/harness/results/test_validity.py",
-        "test_every_rule_is_evaluated",
-    ),
-    "12 a missing metric as an improvement": ("tests/harness/results/test_validity.py", "test_null_is_not_a_reason"),
-    "13 tokens counted as chunks": (
-        "tests/harness/load/test_peer_defects.py",
-        "test_several_tokens_a_chunk_are_counted",
-    ),
-    "14 stamps taken in another process": ("tests/harness/load/test_stamps.py", "test_a_blocked_client_reports"),
-    "15 wall clock for intervals": ("tests/harness/load/test_stamps.py", "test_a_stepped_clock_changes_nothing"),
-    "16 an error as 0.0": ("tests/harness/telemetry/test_telemetry.py", "test_"),
-    "17 a stream buffer of quadratic cost": ("tests/harness/load/test_fuzz.py", "test_time_grows_with_the_bytes"),
-    "18 a connection for each request": ("tests/harness/load/test_peer_defects.py", "test_connections_are_never_more"),
+# Defect -> the tests that fail for it, each a file and the whole name of a test (or of a case of test_hostile.py).
+# docs/load-client.md shows the same table; a test below holds the two together.
+STIMULUS, HOSTILE, METRICS = (
+    "tests/workloads/test_stimulus.py",
+    "tests/harness/load/test_hostile.py",
+    "tests/harness/results/test_metrics.py",
+)
+HERE, STAMPS, VALIDITY = (
+    "tests/harness/load/test_peer_defects.py",
+    "tests/harness/load/test_stamps.py",
+    "tests/harness/results/test_validity.py",
+)
+TESTED: dict[str, list[tuple[str, str]]] = {
+    "one seed in every worker": [(STIMULUS, "test_poisson_is_poisson_for_any_number_of_workers")],
+    "constant gaps that are exponential": [(STIMULUS, "test_constant_gaps_are_equal_and_never_drift")],
+    "a trace that is a label only": [(HERE, "test_planned_times_reach_the_wire")],
+    "pacing that drifts": [(STIMULUS, "test_constant_gaps_are_equal_and_never_drift")],
+    "arrivals skipped or moved under overload": [(HERE, "test_a_late_client_skips_nothing")],
+    "trimmed numerator, whole denominator": [(METRICS, "test_rates_count_in_the_window_what_they_divide_by")],
+    "an error envelope as a success": [
+        (HOSTILE, "error_envelope_with_status_200"),
+        (HOSTILE, "error_in_the_middle_of_the_stream"),
+    ],
+    "usage beside choices ignored": [(HERE, "test_usage_beside_the_last_choice_is_taken")],
+    "gauges read after the drain": [
+        ("tests/harness/telemetry/test_telemetry.py", "test_a_gauge_is_read_during_the_load_not_after_it"),
+        ("tests/harness/telemetry/test_peak.py", "test_the_peak_is_the_scripts"),
+    ],
+    "series that differ by a label overwritten": [
+        ("tests/harness/engines/test_metrics.py", "test_two_data_parallel_engines_with_a_null_block_each"),
+        ("tests/harness/engines/test_metrics.py", "test_fixture"),
+    ],
+    "a threshold that is never evaluated": [(VALIDITY, "test_every_rule_is_evaluated_at_both_thresholds")],
+    "a missing metric as an improvement": [
+        (VALIDITY, "test_null_is_not_a_reason"),
+        (METRICS, "test_what_no_engine_tells_is_null_and_never_zero"),
+    ],
+    "tokens counted as chunks": [
+        (HERE, "test_several_tokens_a_chunk_are_counted_as_tokens"),
+        (METRICS, "test_peak_is_never_below_the_mean_when_chunks_carry_several_tokens"),
+    ],
+    "stamps taken in another process": [(STAMPS, "test_a_blocked_client_reports_the_times_of_the_wire")],
+    "wall clock for intervals": [
+        (STAMPS, "test_a_stepped_clock_changes_nothing_and_is_counted"),
+        ("tests/harness/load/test_session.py", "test_a_step_of_the_wall_clock_changes_nothing"),
+    ],
+    "an error as 0.0": [
+        ("tests/harness/telemetry/test_telemetry.py", "test_a_failed_scrape_gives_no_row_and_a_reason"),
+        (METRICS, "test_silent_telemetry_lowers_validity"),
+    ],
+    "a stream buffer of quadratic cost": [
+        ("tests/harness/load/test_fuzz.py", "test_time_grows_with_the_bytes_and_not_faster")
+    ],
+    "a connection for each request": [(HERE, "test_connections_are_never_more_than_requests_in_flight")],
 }
 
 
 @pytest.mark.parametrize("defect", TESTED)
 def test_every_defect_has_its_test(defect: str) -> None:
-    file, name = TESTED[defect]
-    assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8")
+    for file, name in TESTED[defect]:
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_the_documentation_shows_this_table() -> None:
+    page = (ROOT / "docs" / "load-client.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines()]
+    shown = {row[1]: row[2] for row in rows if len(row) == 3 and row[0].removeprefix("| ").isdigit()}
+    assert list(shown) == list(TESTED)
+    for defect, tests in TESTED.items():
+        for file, name in tests:
+            assert f"`{name}`" in shown[defect]
+            assert f"`{Path(file).name}`" in shown[defect]
 
 
 def specs(count: int, output: int = 2) -> tuple[RequestSpec, ...]:
@@ -114,6 +150,22 @@ async def test_several_tokens_a_chunk_are_counted_as_tokens() -> None:
     assert [row["output_tokens"] for row in rows.tables["requests"]] == [12] * 4
     assert [row["chunks"] for row in rows.tables["requests"]] == [3] * 4
     assert {row["token_source"] for row in rows.tables["requests"]} == {"usage"}
+
+
+async def test_usage_beside_the_last_choice_is_taken(server: Any, wire: Any) -> None:
+    """Three words came in two chunks; only the usage that stands beside the last of them knows."""
+
+    async def serve(connection: Any, asked: Any) -> None:
+        connection.head()
+        connection.body(wire.text("one two"))
+        usage = {"prompt_tokens": 2, "completion_tokens": 3}
+        connection.body(wire.text(" three", "stop", usage=usage) + wire.done)
+        connection.end()
+
+    server.script = serve
+    rows = await cell(server.url, CellPlan("cell", Load("closed", concurrency=1), (), specs(1)))
+    (row,) = rows.tables["requests"]
+    assert (row["ok"], row["output_tokens"], row["chunks"], row["token_source"]) == (True, 3, 2, "usage")
 
 
 async def test_connections_are_never_more_than_requests_in_flight() -> None:

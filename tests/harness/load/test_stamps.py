@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from harness.load.client import Client
+from harness.load.connection import SocketConnection
 from harness.load.dialect import Dialect, prepare
 from harness.load.exchange import Exchange
 from harness.load.settle import Rules, settle
-from harness.load.stamps import ANCILLARY_BYTES, REFRESH_NS, StampClock, StampKeeper, enable, stamp_of
+from harness.load.stamps import ANCILLARY_BYTES, LATE_READ_NS, REFRESH_NS, StampClock, StampKeeper, enable, stamp_of
 from workloads.request import RequestSpec
 
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_TIMESTAMPNS is a part of Linux")
@@ -105,45 +106,113 @@ def test_the_kernel_stamps_what_waits_to_be_read() -> None:
     keeper.close()
 
 
-@needs_linux
-async def test_a_blocked_client_reports_the_times_of_the_wire(wire: Any) -> None:
-    """The event loop sleeps while a chunk comes; its stamp does not."""
-    request = prepare(SPEC, Dialect("words"))
-    gap_s = 0.03
+class SlowTalk:
+    """A server on a thread of its own, so that it goes on while the loop sleeps: six chunks, ``GAP_S`` apart."""
 
-    def speak(sock: socket.socket) -> None:
-        """A server on a thread of its own, so that it goes on while the loop sleeps."""
-        connection, _ = sock.accept()
+    GAP_S = 0.03
+
+    def __init__(self, wire: Any) -> None:
+        self._wire = wire
+        self.sent: list[int] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._speak)
+
+    def __enter__(self) -> SlowTalk:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        self._listener.close()
+
+    def _speak(self) -> None:
+        connection, _ = self._listener.accept()
         with connection:
             connection.recv(100_000)
             for index in range(6):
-                time.sleep(gap_s)
-                event = wire.text("x", "stop" if index == 5 else None) + (wire.done if index == 5 else b"")
+                time.sleep(self.GAP_S)
+                is_last = index == 5
+                event = self._wire.text("x", "stop" if is_last else None) + (self._wire.done if is_last else b"")
                 head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" if index == 0 else b""
-                sent.append(time.monotonic_ns())
+                self.sent.append(time.monotonic_ns())
                 connection.sendall(head + event)
 
-    sent: list[int] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=speak, args=(listener,))
-        async with Client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+    async def ask(self, sleep_over: int) -> tuple[Exchange, int]:
+        """One request by a client that sleeps while ``sleep_over`` chunks come, the fourth first; when it woke."""
+        request = prepare(SPEC, Dialect("words"))
+        async with Client(self.url) as client:
             exchange = Exchange(0, t_ready=0)
             task = asyncio.create_task(client.send(exchange, request.path, request.body))
-            thread.start()
             while len(exchange.stamps) < 3:
                 await asyncio.sleep(0.001)
-            while len(sent) < 4:
+            while len(self.sent) < 3 + sleep_over:
                 time.sleep(0.001)
-            time.sleep(gap_s / 2)  # the loop is late on purpose
+            time.sleep(self.GAP_S / 2)  # the loop is late on purpose
             woken = time.monotonic_ns()
             await task
-        thread.join()
+        return exchange, woken
+
+
+@needs_linux
+async def test_a_blocked_client_reports_the_times_of_the_wire(wire: Any) -> None:
+    """The event loop sleeps while a chunk comes; its stamp does not."""
+    with SlowTalk(wire) as server:
+        exchange, woken = await server.ask(sleep_over=1)
     record, chunks = settle(exchange, SPEC, rules=Rules(sends_done=True))
     assert record.ok, record.error
     assert record.stamp == exchange.stamp_source == "kernel"
-    assert all(chunk.t >= t - 200_000 for chunk, t in zip(chunks, sent, strict=True))
+    assert all(chunk.t >= t - 200_000 for chunk, t in zip(chunks, server.sent, strict=True))
     assert chunks[3].t < woken  # it was read after the sleep and says when it came
-    assert chunks[3].t - sent[3] < woken - sent[3] - 2_000_000
+    assert chunks[3].t - server.sent[3] < woken - server.sent[3] - 2_000_000
+    assert not any(chunk.is_blurred for chunk in chunks)
+
+
+@needs_linux
+async def test_chunks_that_waited_together_bear_one_time_and_are_known_for_it(wire: Any) -> None:
+    """The kernel joins what waits unread and keeps the stamp of the last: here the record cannot be right, and says so."""
+    with SlowTalk(wire) as server:
+        exchange, _ = await server.ask(sleep_over=2)
+    _, chunks = settle(exchange, SPEC, rules=Rules(sends_done=True))
+    assert chunks[3].t == chunks[4].t >= server.sent[4] - 200_000
+    assert [chunk.is_blurred for chunk in chunks].index(True) == 4
+
+
+class SlowReader(StampClock):
+    """Says of every read that its last byte had waited for ``waited_ns``."""
+
+    def __init__(self, waited_ns: int) -> None:
+        super().__init__()
+        self._waited_ns = waited_ns
+
+    def monotonic(self, stamp: int, not_before: int) -> int | None:
+        t = super().monotonic(stamp, not_before)
+        self.now = (t or 0) + self._waited_ns
+        return t
+
+
+@needs_linux
+@pytest.mark.parametrize(("waited_ns", "blurred"), [(LATE_READ_NS, 0), (LATE_READ_NS + 1, 2)])
+async def test_a_servers_own_burst_is_not_held_against_the_client(wire: Any, waited_ns: int, blurred: int) -> None:
+    """Three chunks in one write belong together, unless the client was late: then nobody can tell."""
+    keeper = StampKeeper()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        sock.setblocking(False)
+        assert enable(sock)
+        connection = SocketConnection(sock, SlowReader(waited_ns), 0, lambda _: None)
+        exchange = Exchange(0, t_ready=0)
+        task = asyncio.create_task(connection.carry(exchange, b"POST / HTTP/1.1\r\n\r\n"))
+        peer, _ = listener.accept()
+        with peer:
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+            peer.sendall(head + wire.text("x") + wire.text("x") + wire.text("x", "stop") + wire.done)
+        await task
+    keeper.close()
+    exchange.body = bytes(exchange.received)
+    _, chunks = settle(exchange, SPEC)
+    assert [chunk.coalesced for chunk in chunks] == [False, True, True]
+    assert sum(chunk.is_blurred for chunk in chunks) == blurred
 
 
 async def test_without_the_kernel_this_process_stamps_and_says_so(server: Any) -> None:

@@ -14,7 +14,9 @@ from harness.emulator.process import spawned
 from harness.load.cell import CellPlan
 from harness.load.client_options import ClientOptions
 from harness.load.dialect import Dialect
+from harness.load.worker import SharedJournals
 from harness.load.workers import WorkerError, WorkersRun
+from harness.results.reader import RunReadError, load_table
 from workloads.arrivals import poisson_arrivals
 from workloads.request import Load, RequestSpec
 
@@ -77,3 +79,22 @@ async def test_a_worker_that_dies_is_told_and_its_rows_stay(tmp_path: Path) -> N
             await task
     assert all(child.returncode is not None for child in run._children)
     assert len([row for row in rows(tmp_path, "requests") if row["ok"]]) >= 8
+
+
+def test_a_line_that_a_killed_worker_left_cut_costs_only_itself(tmp_path: Path) -> None:
+    file = tmp_path / "system.jsonl"
+    row = {"cell_id": "c", "t": 1, "source": "client", "name": "loop_lag_ns", "label": "0", "value": 1.0}
+    whole = orjson.dumps(row) + b"\n"
+    file.write_bytes(whole + whole[: len(whole) // 2])
+    journals = SharedJournals({"system": file})
+    journals.append("system", [{**row, "t": 2}, {**row, "t": 3}])
+    journals.append("system", [{**row, "t": 4}])
+    journals.close()
+    assert b"\n\n" not in file.read_bytes()
+    assert load_table(tmp_path, "system")["t"].to_pylist() == [1, 2, 3, 4]
+
+
+def test_a_line_that_is_wrong_and_not_cut_is_still_blamed(tmp_path: Path) -> None:
+    (tmp_path / "system.jsonl").write_bytes(b'{"cell_id":"c","t":1}\n{"cell_id":"c",t:2}\n{"cell_id":"c","t":3}\n')
+    with pytest.raises(RunReadError, match="line 2 is not a row"):
+        load_table(tmp_path, "system")

@@ -362,3 +362,65 @@ def test_an_empty_cell_is_invalid_and_has_no_numbers() -> None:
     summary = Log(cell_info()).summary()
     assert (summary.validity, summary.window_s, summary.requests_sent) == ("INVALID", None, 0)
     assert summary.reasons == ["no request succeeded"]
+
+
+def merged_log(share: float) -> CellSummary:
+    """Answers of a chunk every 20 ms, of which a late client read so many together with the next."""
+    cell = cell_info(concurrency=10)
+    log = Log(cell)
+    rng = random.Random(5)
+    free = [T0] * 10
+    for index in range(40):
+        gaps = [20 * MS + rng.randrange(MS) for _ in range(250)]
+        blurred, number = 0, 0
+        while number < len(gaps) - 1:
+            if rng.random() < share:
+                # The first of the two bears the time of the second.
+                gaps[number], gaps[number + 1] = gaps[number] + gaps[number + 1], 0
+                blurred += 1
+                number += 1
+            number += 1
+        start = free[index % 10]
+        free[index % 10] += 50 * MS + sum(gaps)
+        log.request(cell, index, start, 50 * MS, gaps, stamp="kernel")
+        if blurred:
+            log.system(cell, "client", "blurred_chunks", "", [(start + 5 * S + index, blurred)])
+    return log.summary()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.004, 0.008, 0.012, 0.03, 0.08, 0.2])
+def test_a_bent_itl_percentile_is_never_valid(share: float) -> None:
+    summary = merged_log(share)
+    assert summary.blurred_chunks == pytest.approx(share, rel=0.3, abs=5e-4)
+    itl = summary.itl
+    assert itl.p50 is not None
+    assert itl.p95 is not None
+    assert itl.p99 is not None
+    if itl.p99 > 22:
+        assert summary.validity != "VALID", itl
+    if itl.p95 > 22 or itl.p50 < 19:
+        assert summary.validity == "INVALID", itl
+    if share <= 0.004:
+        assert summary.validity == "VALID", summary.reasons
+    else:
+        assert any("read together" in reason for reason in summary.reasons)
+
+
+def test_stamps_of_the_client_itself_cannot_be_blurred() -> None:
+    cell = cell_info()
+    log = Log(cell)
+    log.request(cell, 0, T0, 50 * MS, [20 * MS] * 9, stamp="user")
+    assert log.summary().blurred_chunks is None
+
+
+def test_a_foreign_process_on_the_gpu_is_named() -> None:
+    cell = cell_info()
+    log = Log(cell)
+    log.request(cell, 0, T0, 50 * MS, [20 * MS] * 9)
+    assert not any("other processes" in reason for reason in log.summary().reasons)  # nobody looked
+    log.system(cell, "nvml", "foreign_processes", "0", [(T0 + index * 10 * MS, 0.0) for index in range(10)])
+    assert not any("other processes" in reason for reason in log.summary().reasons)
+    log.system(cell, "nvml", "foreign_processes", "1", [(T0 + 60 * MS, 2.0)])
+    summary = log.summary()
+    assert summary.validity == "SUSPECT"
+    assert "2 other processes used the engine's GPU" in summary.reasons
