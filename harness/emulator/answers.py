@@ -11,6 +11,7 @@ from random import Random
 from harness.emulator.options import EmulatorOptions, Fault, ScriptedAnswer
 
 NS_PER_MS = 1e6
+UNUSED = Random(0)  # where nothing is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Answer:
 def draw(options: EmulatorOptions, number: int) -> Answer:
     """Answer ``number`` (0 is the first request)."""
     scripted = options.script[number % len(options.script)] if options.script else ScriptedAnswer()
-    random = Random(f"{options.seed}/{number}")
+    random = Random(f"{options.seed}/{number}") if uses_chance(options) else UNUSED
     scale = options.slowdown * _factor(random, options.noise) * NS_PER_MS
     fault = scripted.fault if options.script else None
     if fault is None and options.faults:
@@ -45,6 +46,11 @@ def draw(options: EmulatorOptions, number: int) -> Answer:
         fault=fault,
         fault_after_tokens=scripted.fault_after_tokens,
     )
+
+
+def uses_chance(options: EmulatorOptions) -> bool:
+    """Whether anything of an answer is drawn.  Seeding a generator takes most of the time that a request does."""
+    return bool(options.noise or options.jitter or options.faults)
 
 
 def _factor(random: Random, cv: float) -> float:

@@ -27,6 +27,7 @@ monotonic_ns = time.monotonic_ns
 # So many failures without a success in between mean that the engine is gone; going on would only fill the disk.
 MAX_FAILURES_IN_A_ROW = 100
 WARM_OPEN_LOOP_CONNECTIONS = 8
+BURST_S = 0.02
 NOTES_A_WRITE = 50
 CPU_PERIOD_NS = 500_000_000
 
@@ -180,7 +181,7 @@ class CellRun:
 
     async def _settle_all(self) -> None:
         """Interpret finished exchanges in slices between which the network is served, and write their rows."""
-        while (item := await self._settling.get()) is not None:
+        while (item := await self._next_to_settle()) is not None:
             exchange, prepared, is_warmup = item
             steps = settle_slowly(exchange, prepared.spec, warmup=is_warmup, rules=self._rules)
             while True:
@@ -196,6 +197,18 @@ class CellRun:
                 self._note("blurred_chunks", chunks[-1].t, float(sum(chunk.is_blurred for chunk in chunks)))
             exchange.body = b""
             self.progress.settled(record)
+
+    async def _next_to_settle(self) -> tuple[Exchange, Prepared, bool] | None:
+        """The next finished exchange, None at the end.
+
+        Answers often end together, and the end of each lets another request go.  The first of a burst therefore rests
+        until the others have come and their successors are under way.
+        """
+        is_first = self._settling.empty()
+        item = await self._settling.get()
+        if is_first and item is not None:
+            await asyncio.sleep(BURST_S)
+        return item
 
     def _chunk_rows(self, index: int, chunks: Sequence[Any]) -> Iterable[dict[str, Any]]:
         return (

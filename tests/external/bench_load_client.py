@@ -104,17 +104,18 @@ def run_ours(kind: str, streams: int, mode: str, rounds: float, itl_ms: float = 
         "coalesced_share": merged / chunks,
         "late_ms_p99": float(np.percentile([r["t_send"] - r["t_sched"] for r in rows], 99)) / 1e6 if mode != "closed" else None,
     }  # fmt: skip
-    return {**found, **against_truth(truth, ttft, itl, streams, itl_ms, tokens)}
+    ideal_s = answer_s(itl_ms, tokens)
+    if mode != "closed":
+        planned = np.sort([row["t_sched"] for row in rows])
+        ideal_s = float((planned[streams:] - planned[:-streams]).mean()) / 1e9
+    return {**found, **against_truth(truth, ttft, itl), "delivered": delivered_share(truth, streams, ideal_s)}
 
 
-def against_truth(truth: Truth, ttft: Any, itl: Any, streams: int, itl_ms: float, tokens: int) -> dict[str, Any]:
-    """Reported against true; delivered as a share of what so many streams would get from such a server."""
+def against_truth(truth: Truth, ttft: Any, itl: Any) -> dict[str, Any]:
+    """Reported against true (ms)."""
     own_ttft = np.array([one[1] - one[0] for one in truth]) / 1e6
     own_itl = np.concatenate([np.diff(one[1:]) for one in truth]) / 1e6
-    result: dict[str, Any] = {
-        "delivered": delivered_share(truth, streams, itl_ms, tokens),
-        "true_itl_p99_ms": float(np.percentile(own_itl, 99)),
-    }
+    result: dict[str, Any] = {"true_itl_p99_ms": float(np.percentile(own_itl, 99))}
     for q in (50, 99):
         result[f"ttft_p{q}_error_ms"] = float(np.percentile(ttft, q) - np.percentile(own_ttft, q))
         result[f"itl_p{q}_error"] = float(np.percentile(itl, q) / np.percentile(own_itl, q) - 1)
@@ -147,7 +148,7 @@ def run_peer(tool: str, streams: int, rounds: int, program: list[str], model: st
         ttft, itl = peer_times(tool, json.loads(out.read_text()))
     found = {"tool": tool, "server": "c", "streams": streams, "mode": "closed", "requests": count, "cpu_s": cpu_s}
     found |= {"chunks": count * TOKENS}
-    return {**found, **peer_against_truth(truth, ttft, itl, streams)}
+    return {**found, **peer_against_truth(truth, ttft, itl), "delivered": delivered_share(truth, streams, answer_s())}
 
 
 def peer_times(tool: str, report: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
@@ -174,14 +175,15 @@ def peer_times(tool: str, report: dict[str, Any]) -> tuple[dict[str, float], dic
     return ttft, itl
 
 
-def peer_against_truth(truth: Truth, ttft: Any, itl: Any, streams: int) -> dict[str, Any]:
+def peer_against_truth(truth: Truth, ttft: dict[str, float], itl: dict[str, float]) -> dict[str, Any]:
+    """The percentiles that a tool reports against the true ones (ms)."""
     own_ttft = np.array([one[1] - one[0] for one in truth]) / 1e6
     own_itl = np.concatenate([np.diff(one[1:]) for one in truth]) / 1e6
-    shared = against_truth(truth, own_ttft, own_itl, streams, ITL_MS, TOKENS)
+    result: dict[str, Any] = {"true_itl_p99_ms": float(np.percentile(own_itl, 99))}
     for q in (50, 99):
-        shared[f"ttft_p{q}_error_ms"] = float(ttft[f"p{q}"] - np.percentile(own_ttft, q))
-        shared[f"itl_p{q}_error"] = float(itl[f"p{q}"] / np.percentile(own_itl, q) - 1)
-    return shared
+        result[f"ttft_p{q}_error_ms"] = float(ttft[f"p{q}"] - np.percentile(own_ttft, q))
+        result[f"itl_p{q}_error"] = float(itl[f"p{q}"] / np.percentile(own_itl, q) - 1)
+    return result
 
 
 def is_right(row: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """Chunks per second over worker processes: does a second worker carry a second load at the same cost?
 
 Each worker gets a C server and so many streams of its own; two workers are asked for twice the chunks.  Delivered is
-what the servers sent in their steady stretch; the CPU cost is that of the workers' own meters.  Servers and workers
+what the servers saw arrive, as a share of the ideal; the CPU cost is that of the workers' own meters.  Servers and workers
 share the machine's cores: on two cores the second pair competes with the first (which also makes a chunk dearer, so the
 ratio of the costs is shown and not judged), and the result is a lower bound.
 """
@@ -78,7 +78,7 @@ def measure_level(workers: int) -> dict[str, Any]:
         truth = [one for _, end in servers for one in end()]
         failed = sum(not json.loads(line)["ok"] for line in journals["requests"].open("rb"))
         cpu = cpu_seconds(journals["system"])
-    delivered = delivered_share(truth, streams, ITL_MS, TOKENS)
+    delivered = delivered_share(truth, streams, answer_s())
     assert delivered is not None
     rate = delivered * streams * TOKENS / answer_s()
     wall_s = (max(one[-1] for one in truth) - min(one[0] for one in truth)) / 1e9

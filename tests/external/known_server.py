@@ -93,15 +93,13 @@ def answer_s(itl_ms: float = ITL_MS, tokens: int = TOKENS) -> float:
     return (TTFT_MS + itl_ms * (tokens - 1)) / 1e3
 
 
-def delivered_share(truth: Truth, streams: int, itl_ms: float, tokens: int) -> float | None:
-    """Chunks that left in the steady stretch, as a share of what so many streams would get without a pause.
+def delivered_share(truth: Truth, streams: int, ideal_s: float) -> float | None:
+    """The load that arrived, as a share of the ideal one; None for less than one answer a stream.
 
-    The stretch goes from one answer's length after the first start to the last start.
+    From a request to the one ``streams`` later the ideal client lets ``ideal_s`` pass: in a closed loop the length of an
+    answer.  (Chunks counted in a window would say the same, give or take a beat: streams in lockstep send all at once.)
     """
     starts = np.sort([one[0] for one in truth])
-    sent = np.sort(np.concatenate([one[1:] for one in truth]))
-    first, last = starts[0] + answer_s(itl_ms, tokens) * 1e9, starts[-1]
-    if last <= first:
+    if starts.size <= streams:
         return None
-    inside = ((sent >= first) & (sent < last)).sum()
-    return float(inside / ((last - first) / 1e9) / (streams * tokens / answer_s(itl_ms, tokens)))
+    return float(ideal_s * 1e9 / (starts[streams:] - starts[:-streams]).mean())

@@ -73,8 +73,10 @@ def test_delivered_sees_a_pause_between_requests() -> None:
         starts = [turn * period + stream * period // 10 for turn in range(6) for stream in range(10)]
         return [np.concatenate(([start], start + answer)) for start in starts]
 
-    assert delivered_share(closed(0), 10, 20.0, 200) == pytest.approx(1.0, abs=0.005)
-    assert delivered_share(closed(prompt // 4), 10, 20.0, 200) == pytest.approx(0.8, abs=0.02)
+    assert delivered_share(closed(0), 10, answer_s()) == pytest.approx(1.0, abs=1e-6)
+    assert delivered_share(closed(prompt // 4), 10, answer_s()) == pytest.approx(0.8, abs=1e-6)
+    assert delivered_share(closed(prompt // 500), 10, answer_s()) == pytest.approx(1 / 1.002, abs=1e-6)
+    assert delivered_share(closed(0)[:10], 10, answer_s()) is None
 
 
 def level(tool: str, streams: int, error_ms: float = 0.0) -> dict[str, Any]:

@@ -246,3 +246,16 @@ def test_a_damaged_record_is_none(text: str) -> None:
     file.parent.mkdir(parents=True)
     file.write_text(text)
     assert load_calibration() is None
+
+
+def test_delivered_sees_pauses_exactly() -> None:
+    """Ten streams in lockstep, four rounds, so much of an answer's length between an answer and the next request."""
+    period = round(calibration.ANSWER_S * 1e9)
+
+    def closed(pause: float) -> list[list[int]]:
+        starts = [round(turn * period * (1 + pause)) for turn in range(4) for _ in range(10)]
+        return [[start, start + 50_000_000] for start in starts]
+
+    assert calibration._delivered(closed(0.0), 10) == pytest.approx(1.0, abs=1e-6)
+    assert calibration._delivered(closed(0.25), 10) == pytest.approx(0.8, abs=1e-6)
+    assert calibration._delivered(closed(0.0)[:10], 10) is None
