@@ -8,6 +8,7 @@ JSON with its progress every now and then, and at the end one with the outcome. 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pickle
 import sys
@@ -109,11 +110,12 @@ def _listen(loop: asyncio.AbstractEventLoop, commands: asyncio.Queue[str]) -> No
     Reads the descriptor itself: a thread that waits inside ``sys.stdin`` would break the interpreter's end.
     """
     rest = b""
-    while data := os.read(STDIN, 4096):
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            loop.call_soon_threadsafe(commands.put_nowait, line.decode())
-    loop.call_soon_threadsafe(commands.put_nowait, "stop")
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the work is over, and nobody waits for a command
+        while data := os.read(STDIN, 4096):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                loop.call_soon_threadsafe(commands.put_nowait, line.decode())
+        loop.call_soon_threadsafe(commands.put_nowait, "stop")
 
 
 def read_job() -> Job:

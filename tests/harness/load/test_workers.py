@@ -15,6 +15,7 @@ from harness.load.cell import CellPlan
 from harness.load.client_options import ClientOptions
 from harness.load.dialect import Dialect
 from harness.load.worker import SharedJournals
+from harness.load.worker import _listen as listen
 from harness.load.workers import WorkerError, WorkersRun
 from harness.results.reader import RunReadError, load_table
 from workloads.arrivals import poisson_arrivals
@@ -79,6 +80,15 @@ async def test_a_worker_that_dies_is_told_and_its_rows_stay(tmp_path: Path) -> N
             await task
     assert all(child.returncode is not None for child in run._children)
     assert len([row for row in rows(tmp_path, "requests") if row["ok"]]) >= 8
+
+
+def test_a_command_that_comes_after_the_end_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent's "stop" can meet a worker whose loop is closed already."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+    reads = [b"stop\n", b""]
+    monkeypatch.setattr("harness.load.worker.os.read", lambda *_: reads.pop(0))
+    listen(loop, asyncio.Queue())
 
 
 def test_a_line_that_a_killed_worker_left_cut_costs_only_itself(tmp_path: Path) -> None:
