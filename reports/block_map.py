@@ -96,16 +96,18 @@ def block_map(line: Mapping[str, Any]) -> BlockMap:
     return BlockMap(line["step"], size, blocks, {int(seq): name for seq, name in line["owners"].items()})
 
 
-def draw_block_map(found: BlockMap) -> str:
-    """SVG of the map, coloured by the classes of the pages' style sheet."""
+def draw_block_map(found: BlockMap, limit: int | None = None) -> str:
+    """SVG of the map, coloured by the classes of the pages' style sheet; of the first ``limit`` blocks, or of all."""
     names = sorted(set(found.requests.values()), key=list(found.requests.values()).index)
     rank = {name: index for index, name in enumerate(names)}
-    rows = -(-len(found.blocks) // COLUMNS)
+    blocks = found.blocks[:limit]
+    rows = -(-len(blocks) // COLUMNS)
     width, height = COLUMNS * CELL + 2, rows * CELL + 2
     parts = [
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Block map of step {found.step}">'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Block map of step {found.step}" '
+        'text-anchor="middle" font-size="10">'
     ]
-    for index, block in enumerate(found.blocks):
+    for index, block in enumerate(blocks):
         x, y = index % COLUMNS * CELL + 1, index // COLUMNS * CELL + 1
         parts.append(_cell(found, block, index, x, y, rank))
     parts.append("</svg>")
@@ -115,28 +117,28 @@ def draw_block_map(found: BlockMap) -> str:
 def _cell(found: BlockMap, block: Block, index: int, x: int, y: int, rank: Mapping[str, int]) -> str:
     box = f'x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}"'
     if not block.holders:
-        return f'<rect {box} fill="none" stroke="var(--line)"><title>block {index}: no holder</title></rect>'
+        return f'<rect {box} class="f-none k-grid"><title>block {index}: no holder</title></rect>'
     name = found.requests.get(block.holders[0], f"sequence {block.holders[0]}")
     number = rank.get(name, 0)
-    fill = "none" if block.reserved else f"var(--{SERIES[number % len(SERIES)].css})"
-    edge = "var(--text)" if block.written else f"var(--{SERIES[number % len(SERIES)].css})"
-    dash = ' stroke-dasharray="2 2"' if block.reserved else ""
+    css = SERIES[number % len(SERIES)].css
+    fill = "f-none" if block.reserved else f"f-{css}"
+    look = "k-text" if block.written else f"k-{css}"
+    extra = ' stroke-width="2.5"' if block.written else ""
+    extra += ' stroke-dasharray="2 2"' if block.reserved else ""
     state = "reserved, " if block.reserved else "written by this step, " if block.written else ""
     held = ", ".join(f"{found.requests.get(seq, '?')} (sequence {seq})" for seq in block.holders)
     label = str(len(block.holders)) if len(block.holders) > 1 else LETTERS[number % len(LETTERS)]
-    weight = "700" if len(block.holders) > 1 else "400"
-    ink = "var(--text)" if block.reserved else "var(--surface)"
-    stroke = f'stroke="{edge}" stroke-width="{2.5 if block.written else 1}"'
+    weight = ' font-weight="700"' if len(block.holders) > 1 else ""
+    ink = "f-text" if block.reserved else "f-onlive"
     return (
-        f'<g><rect {box} fill="{fill}" {stroke}{dash}/>'
-        f'<text x="{x + CELL / 2 - 1}" y="{y + CELL / 2 + 3}" text-anchor="middle" font-size="10" font-weight="{weight}" '
-        f'fill="{ink}">{label}</text><title>block {index}: {state}{escape(held)}</title></g>'
+        f'<g><rect {box} class="{fill} {look}"{extra}/>'
+        f'<text x="{x + CELL // 2 - 1}" y="{y + CELL // 2 + 3}"{weight} class="{ink}">{label}</text>'
+        f"<title>block {index}: {state}{escape(held)}</title></g>"
     )
 
 
-def render_block_map(line: Mapping[str, Any]) -> str:
-    """The page of one step as HTML."""
-    found = block_map(line)
+def rows_of(found: BlockMap) -> list[dict[str, Any]]:
+    """One row a request: letter, style class, name, blocks ``held``, of them ``shared``, and ``reserved`` beside."""
     counts: dict[str, list[int]] = {}
     for block in found.blocks:
         for name in {found.requests.get(seq, f"sequence {seq}") for seq in block.holders}:
@@ -145,12 +147,17 @@ def render_block_map(line: Mapping[str, Any]) -> str:
             row[1] += len(block.holders) > 1
             row[2] += block.reserved
     names = sorted(set(found.requests.values()), key=list(found.requests.values()).index)
-    rows = [
+    return [
         {"letter": LETTERS[index % len(LETTERS)], "css": SERIES[index % len(SERIES)].css, "name": name,
          "held": counts.get(name, [0, 0, 0])[0], "shared": counts.get(name, [0, 0, 0])[1],
          "reserved": counts.get(name, [0, 0, 0])[2]}
         for index, name in enumerate(names)
     ]  # fmt: skip
+
+
+def render_block_map(line: Mapping[str, Any]) -> str:
+    """The page of one step as HTML."""
+    found = block_map(line)
     held = sum(1 for block in found.blocks if block.holders)
-    context = {"map": found, "rows": rows, "held": held, "total": len(found.blocks)}
+    context = {"map": found, "rows": rows_of(found), "held": held, "total": len(found.blocks)}
     return render_page("block_map.html.j2", {**context, "picture": Markup(draw_block_map(found))})

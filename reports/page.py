@@ -8,12 +8,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from reports import compare_tables, fingerprint, shell, tables, tiles
+from reports import calibration, compare_tables, fingerprint, memory_table, run_block_maps, shell, tables, tiles
 from reports.charts import bars, latency, load_curve, memory, scatter, timeline
 from reports.charts.figure import Figure
 from reports.correctness import correctness
 from reports.dataset import Cell, Dataset, Engine, Group, load_words
 from reports.metrics import HELD, PER_GIB, RUNNING, THROUGHPUT, TPOT_CHOICES, TTFT, TTFT_CHOICES
+from reports.searches import search_figures, searches
 from reports.style import LEDGER, POOL, USAGE, series_style
 from reports.verdict import Verdict, plain
 from reports.words import DEFINITIONS, plural
@@ -75,11 +76,12 @@ def render_page(
     verdict: Verdict,
     out_dir: Path | None = None,
     interactive: bool = False,
-    block_maps: Sequence[Figure] = (),
+    block_maps: Sequence[Figure] | None = None,
 ) -> str:
     """The whole page.  ``out_dir`` is the folder it will lie in; raw files are linked when it is the run directory.
 
-    ``interactive`` adds tooltips, zoom and a legend filter.  ``block_maps`` are figures of who held which KV block.
+    ``interactive`` adds tooltips, zoom and a legend filter.  ``block_maps`` are figures of who held which KV block
+    (by default those of the runs' own plan logs).
     """
     groups = shown_groups(data)
     width = panel_width(len(groups))
@@ -87,6 +89,7 @@ def render_page(
     points = SCATTER_POINTS // max(1, len(groups) * len(data.engines))
     ends = {group.key: timeline.end_of(group) for group in groups}
     changes = compare_tables.sections(data)
+    found = searches(data)
     flat = [group for group in data.groups if any(tables.mean_ledger(group, e.label) for e in data.engines)]
     context = {
         "data": data,
@@ -97,6 +100,8 @@ def render_page(
         "metrics": tables.metrics_shown(data),
         "comparison": tables.comparison(data),
         "correctness": correctness(data),
+        "searches": found,
+        "search_figures": search_figures(found, panel_width(2)),
         "changes": changes,
         "changes_summary": compare_tables.summary(changes),
         "changes_note": compare_tables.NOTE,
@@ -109,13 +114,16 @@ def render_page(
         "itl": [latency.itl_figure(data, group, width) for group in groups],
         "e2e": [latency.e2e_figure(data, group, width) for group in groups],
         "requests": [scatter.scatter_figure(data, group, width, points) for group in groups],
-        "block_maps": list(block_maps),
+        "block_maps": list(run_block_maps.block_map_figures(data) if block_maps is None else block_maps),
         "delivered": tables.delivered_rows(data),
         "timelines": [timeline.timeline_figure(data, group, width, ends[group.key], moments) for group in groups],
         "waste": bars.waste_figure(data, flat, panel_width(1)),
         "waste_rows": tables.waste_rows(data),
         "errors": tables.error_rows(data),
+        "memory": memory_table.memory_table(data),
         "client": tables.client_rows(data),
+        "calibrations": calibration.client_records(data),
+        "calibration_columns": calibration.COLUMNS,
         "panels_left_out": len(data.groups) - len(groups),
         "columns": {0: 1, 1: 1, 2: 2, 4: 2}.get(len(groups), 3),
         "ledger": LEDGER,

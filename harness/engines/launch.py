@@ -240,16 +240,22 @@ async def launched(
     """Run the engine of ``recipe`` for the length of the ``async with`` block, alone on the GPUs unless
     ``share_device``.
 
-    ``settings`` are the recipe's, parsed or as text.  ``name`` (default: the recipe's) names the log file and appears
-    in messages.  Raises RecipeError before anything starts, LaunchError when the engine dies or never becomes ready.
+    ``settings`` are the recipe's, parsed or as text; ``{logs}`` in one stands for ``log_dir``.  ``name`` (default: the
+    recipe's) names the log file and appears in messages.  Raises RecipeError before anything starts, LaunchError when
+    the engine dies or never becomes ready.
     """
     name = name or recipe.name
     port = 0 if recipe.readiness.url_in_log else free_port()
-    plan = recipe.plan(settings, port)
+    plan = recipe.plan({key: into_logs(value, log_dir) for key, value in settings.items()}, port)
     await asyncio.to_thread(require_installed, recipe, plan.values)
     with device_held(name, share=share_device or not uses_gpu(recipe, plan.values)):
         async with running_engine(recipe, plan, log_dir, name, ready_timeout_s) as engine:
             yield engine
+
+
+def into_logs(value: Any, log_dir: Path) -> Any:
+    """``value`` with ``{logs}`` replaced by the folder of the engine's log, so that files an engine writes join the run."""
+    return value.replace("{logs}", str(log_dir.resolve())) if isinstance(value, str) else value
 
 
 def uses_gpu(recipe: Recipe, values: Mapping[str, Value]) -> bool:
