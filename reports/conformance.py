@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from harness.results.conformance import VERDICT_MEANINGS, VERDICTS, CaseResult, SuiteResult
+from reports import shell
 
 # What stands for a verdict where colour is not seen.
 MARKS = {"PASS": "✓", "FAIL": "✗", "NON-STRICT": "~", "UNSUPPORTED": "–", "INCONCLUSIVE": "?", "ERROR": "!"}
@@ -62,25 +60,19 @@ def pretty(value: Any) -> str:
 
 def render_page(suites: Sequence[SuiteResult]) -> str:
     """The page: one file, no script, no external reference."""
-    environment = Environment(
-        loader=PackageLoader("reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["pretty"] = pretty
-    environment.globals["mark"] = MARKS.__getitem__
-    environment.globals["slug"] = lambda verdict: verdict.lower().replace("-", "")
-    css = Path(__file__).with_name("templates").joinpath("conformance.css").read_text(encoding="utf-8")
-    return environment.get_template("conformance.html.j2").render(
-        suites=suites,
-        families=rows_of(suites),
-        headlines=[headline(suite) for suite in suites],
-        verdicts=VERDICTS,
-        meanings=VERDICT_MEANINGS,
-        css=css,
-    )
+    context = {
+        "suites": suites,
+        "families": rows_of(suites),
+        "headlines": [headline(suite) for suite in suites],
+        "verdicts": VERDICTS,
+        "meanings": VERDICT_MEANINGS,
+    }
+    return shell.render_page("conformance.html.j2", context, mark=MARKS.__getitem__, slug=slug, pretty=pretty)
+
+
+def slug(verdict: str) -> str:
+    """A verdict as the name of a style class."""
+    return verdict.lower().replace("-", "")
 
 
 def junit_xml(suites: Sequence[SuiteResult]) -> str:

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from harness.results.gate import GateRecord, GateResult, PairRecord, RuleResult
 from reports.gate_words import NONE, arm_words, percent, quantity, result_of, rows, settings_that_differ
+from reports.shell import render_page
 
 WIDTH = 1080
 ROW = 34
@@ -33,33 +33,26 @@ class RunRow(NamedTuple):
 def gate_page(record: GateRecord) -> str:
     """The whole page as HTML.  Raises ValueError for a record that was not judged."""
     result = result_of(record)
-    environment = Environment(
-        loader=PackageLoader("reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = [rule for rule in result.rules if rule.worse_by is not None and rule.bound is not None]
-    text = environment.get_template("gate.html.j2").render(
-        record=record,
-        result=result,
-        reasons=_other_reasons(result),
-        badge=BADGES[result.verdict],
-        mark=MARKS[result.verdict],
-        rows=rows(result),
-        forest=Markup(draw_forest(drawn)) if drawn else None,
-        panels=[(rule, Markup(draw_pairs(rule, record.pairs))) for rule in drawn[:MAX_PANELS]],
-        panels_left_out=max(0, len(drawn) - MAX_PANELS),
-        cvs=[(rule.rule.label, percent(rule.baseline_cv).lstrip("+")) for rule in result.rules],
-        arms=[("baseline", arm_words(record.baseline)), ("candidate", arm_words(record.candidate))],
-        facts=_facts(record),
-        different=settings_that_differ(record),
-        rules=[rule.rule for rule in result.rules],
-        runs=_runs(record, result.rules[:6]),
-        workload=_workload(record),
-    )
-    return str(text)
+    context = {
+        "record": record,
+        "result": result,
+        "reasons": _other_reasons(result),
+        "badge": BADGES[result.verdict],
+        "mark": MARKS[result.verdict],
+        "rows": rows(result),
+        "forest": Markup(draw_forest(drawn)) if drawn else None,
+        "panels": [(rule, Markup(draw_pairs(rule, record.pairs))) for rule in drawn[:MAX_PANELS]],
+        "panels_left_out": max(0, len(drawn) - MAX_PANELS),
+        "cvs": [(rule.rule.label, percent(rule.baseline_cv).lstrip("+")) for rule in result.rules],
+        "arms": [("baseline", arm_words(record.baseline)), ("candidate", arm_words(record.candidate))],
+        "facts": _facts(record),
+        "different": settings_that_differ(record),
+        "rules": [rule.rule for rule in result.rules],
+        "runs": _runs(record, result.rules[:6]),
+        "workload": _workload(record),
+    }
+    return render_page("gate.html.j2", context)
 
 
 def _other_reasons(result: GateResult) -> list[str]:

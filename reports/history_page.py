@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from harness.results.gate import Trend
 from reports.gate_words import percent, quantity
+from reports.shell import render_page
 
 WIDTH, HEIGHT = 520, 190
 LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 26
@@ -17,29 +17,22 @@ COLORS = {"FAIL": "var(--bad)", "PASS": "var(--good)"}
 
 def history_page(trends: Sequence[Trend], gates: int) -> str:
     """The whole page as HTML; the same history gives the same bytes."""
-    environment = Environment(
-        loader=PackageLoader("reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     steps = sorted(
         ((step, trend) for trend in trends for step in trend.steps),
         key=lambda found: found[0].created_utc,
         reverse=True,
     )
-    text = environment.get_template("history.html.j2").render(
-        gates=gates,
-        panels=[(trend, Markup(draw(trend))) for trend in trends],
-        steps=[
+    context = {
+        "gates": gates,
+        "panels": [(trend, Markup(draw(trend))) for trend in trends],
+        "steps": [
             (trend.label, percent(step.share), step.label, step.created_utc, _is_worse(trend, step.share))
             for step, trend in steps
         ],
-        needs=[_need(trend, trend.pair_spread) for trend in trends if trend.pair_spread is not None],
-        quantity=quantity,
-    )
-    return str(text)
+        "needs": [_need(trend, trend.pair_spread) for trend in trends if trend.pair_spread is not None],
+        "quantity": quantity,
+    }
+    return render_page("history.html.j2", context)
 
 
 def _need(trend: Trend, spread: float) -> tuple[str, str, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -143,8 +144,12 @@ def _look(spec: JudgeSpec, pairs: Sequence[PairRecord], k: int) -> Judged:
     results: dict[str, RuleResult] = {key: found for key, found in alone.items() if found is not None}
     if family:
         d = np.stack([log_ratios(rule, pairs) for rule in family])
-        levels = levels_of(plan_for(spec.looks), len(family), spec.fail_rate, spec.pass_rate)
-        look = look_at(d[None], np.array([rule.limit for rule in family]), levels[k])
+        # A count that was compared exactly stays in the family, as one that is not rejected: whether it needs statistics
+        # is seen in its data, and the size of a family that depends on the data would not control Holm's error rate.
+        exact = sum(found.method == "exact" for found in results.values())
+        levels = levels_of(plan_for(spec.looks), len(family) + exact, spec.fail_rate, spec.pass_rate)
+        steps = replace(levels[k], fail=levels[k].fail[exact:])
+        look = look_at(d[None], np.array([rule.limit for rule in family]), steps)
         for i, rule in enumerate(family):
             results[rule.key] = finish(rule, pairs, _one(look, i), d[i], levels[k], levels[-1].fail[-1])
     rules = [results[rule.key] for rule in spec.rules]

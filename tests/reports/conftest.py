@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from harness.results.schema import (
     WorkloadInfo,
 )
 from reports import build_report
+from tests.reports.browser import Page, opened
 
 MS = 1_000_000
 BLOCK = 16
@@ -479,3 +480,10 @@ def hostile() -> str:
 def renamed() -> Callable[[Engine, str], Engine]:
     """An engine under another name."""
     return lambda engine, name: dataclasses.replace(engine, name=name)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """One browser for the tests of a module."""
+    with opened(tmp_path_factory.mktemp("profile")) as page:
+        yield page

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from reports import build_report
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
+from tests.reports.browser import Page, findings, is_missing
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None or CHROMEDRIVER is None, reason="chromium and chromedriver are not installed"),
-]
-
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--proxy-server=127.0.0.1:9",  # nobody listens there: the network is off
+    pytest.mark.skipif(is_missing, reason="chromium and chromedriver are not installed"),
 ]
 
 # Texts of one chart that lie on each other by more than a pixel or two, or outside of their chart.
@@ -78,64 +59,6 @@ for (const e of document.querySelectorAll('.plot path[class^="k-s"], .plot path[
 }
 return [...new Set(low)];
 """
-
-
-class Page:
-    """One browser that shows pages from disk."""
-
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
-
-    def show(self, path: Path, width: int = 1280, height: int = 720, scheme: str = "light") -> None:
-        """Open ``path`` in a window of this size and colour scheme; the logs start anew."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        self.driver.get("about:blank")
-        self.driver.get_log("performance")
-        self.driver.get_log("browser")
-        self.driver.get(path.as_uri())
-
-    def run(self, script: str) -> Any:
-        return self.driver.execute_script(script)
-
-    def requests(self) -> list[str]:
-        """Addresses asked for since the page was opened."""
-        messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
-        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=CHROMEDRIVER))
-    try:
-        yield Page(driver)
-    finally:
-        driver.quit()
-
-
-AXE = Path(__file__).with_name("axe") / "axe.min.js"
-AXE_RUN = """
-const done = arguments[arguments.length - 1];
-document.querySelectorAll('details').forEach(d => { d.open = true; });
-axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations.map(
-  v => `${v.impact} ${v.id}: ${v.nodes.length} x ${v.nodes[0].html.slice(0, 120)}`)));
-"""
-
-
-def findings(browser: Page) -> list[str]:
-    """What axe-core finds in the page that is open, whatever its impact."""
-    browser.driver.set_script_timeout(120)
-    browser.run(AXE.read_text(encoding="utf-8"))
-    found: list[str] = browser.driver.execute_async_script(AXE_RUN)
-    return found
 
 
 @pytest.fixture(scope="module", params=["demo", "crowd"])

@@ -6,6 +6,7 @@ power measurements (docs/gate.md).
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -16,6 +17,7 @@ from reference_engine.server.__main__ import main
 
 
 def slow_down(share: float) -> None:
+    """Replace ``Engine.run``: a step that computed for t seconds takes ``share * t`` seconds more; an empty one does not."""
     run = Engine.run
 
     def slow_run(self: Engine, plan: StepPlan) -> list[SequenceOutput]:
@@ -28,6 +30,18 @@ def slow_down(share: float) -> None:
     Engine.run = slow_run  # type: ignore[method-assign]
 
 
+def share_of(words: list[str]) -> float:
+    """The slowdown named first on the command line; it is taken out of ``words``.  Exits with 2 where there is none."""
+    try:
+        share = float(words.pop(1))
+    except (IndexError, ValueError):
+        share = math.nan
+    if not 0 <= share < math.inf:
+        print("slow_reference.py: name the slowdown first, as a share of 0 or more, such as 0.05", file=sys.stderr)
+        sys.exit(2)
+    return share
+
+
 if __name__ == "__main__":
-    slow_down(float(sys.argv.pop(1)))
+    slow_down(share_of(sys.argv))
     sys.exit(main())

@@ -129,6 +129,21 @@ def test_counts_compare_exactly_where_their_ranges_lie_apart(
     assert result.rules[0].method == ("wilcoxon" if verdict == "INCONCLUSIVE" else "exact")
 
 
+def test_the_family_is_as_large_whether_a_count_repeats_or_not() -> None:
+    """Otherwise the level of the others would depend on the data, and Holm's rate would not hold."""
+    pairs = noisy_pairs(12, 0.1, names=("itl_p50", "ttft_p50"))
+    rules = [rule("itl_p50"), rule("ttft_p50"), rule("kv", kind="count")]
+    levels = []
+    for noise in (0.0, 40.0):
+        for i, one in enumerate(pairs):
+            one.baseline.values[rules[2].key] = 100.0 + noise * (i % 2)
+            one.candidate.values[rules[2].key] = 100.0 + noise * (i % 3)
+        result = judge(spec(*rules, looks=(12,)), pairs)
+        assert result.rules[2].method == ("wilcoxon" if noise else "exact")
+        levels.append(sorted(found.level for found in result.rules[:2] if found.level is not None))
+    assert levels[0] == levels[1] == pytest.approx([0.01 / 3, 0.01 / 2])
+
+
 def test_too_few_pairs_to_fail_say_how_many_it_takes() -> None:
     names = ("itl_p50", "ttft_p50", "itl_p90", "ttft_p90", "e2e_p50", "e2e_p90")
     rules = [rule(name) for name in names]
