@@ -21,6 +21,7 @@ from reports.shell import render_page
 from reports.style import SERIES
 
 CELL, COLUMNS = 18, 48
+MAX_BLOCKS = 10_000_000  # a pool is never larger; a log that says so is damaged
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -76,7 +77,16 @@ def read_step(lines: Iterable[str], step: int | None) -> dict[str, Any]:
 
 
 def block_map(line: Mapping[str, Any]) -> BlockMap:
-    """The map of one line of a log."""
+    """The map of one line of a log.  Raises BlockMapError for one that contradicts itself."""
+    try:
+        return _block_map(line)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, ZeroDivisionError) as error:
+        raise BlockMapError(f"a step's blocks do not fit together ({type(error).__name__}: {error})") from None
+
+
+def _block_map(line: Mapping[str, Any]) -> BlockMap:
+    if not 0 <= line["num_blocks"] <= MAX_BLOCKS:
+        raise ValueError(f"{line['num_blocks']} blocks")
     size = line["block_size"]
     blocks = [Block() for _ in range(line["num_blocks"])]
     tables = {int(seq): table for seq, table in line["held"].items()}

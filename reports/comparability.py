@@ -21,6 +21,9 @@ _DTYPES = {
 }
 _DTYPES |= {"bf16": "bfloat16"}
 
+_SIZE = re.compile(r"\d[bm]\b")  # a name that gives the size of the model gives its tuning, too
+_TUNINGS = {"instruct", "chat", "it"}
+
 TOKEN_TOLERANCE = 0.01  # token totals that differ by more than this are not the same work
 
 
@@ -42,7 +45,8 @@ def _models(engines: list[Engine]) -> list[str]:
     names = {e.label: model_name(e.info.model) for e in engines if e.info.model}
     plain = {label: _bare(name) for label, name in names.items()}
     shortest = min(plain.values(), key=len, default="")
-    if all(shortest in name for name in plain.values()):
+    tunings = {_tuning(name) for name in names.values() if _SIZE.search(name.lower())}
+    if all(shortest in name for name in plain.values()) and len(tunings) < 2:
         return []
     told = listing([f"{name} ({label})" for label, name in names.items()])
     return [f"The engines name different models: {told}."]
@@ -51,6 +55,11 @@ def _models(engines: list[Engine]) -> list[str]:
 def model_name(model: str) -> str:
     """The last part of a path or hub id."""
     return model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _tuning(name: str) -> str:
+    """``instruct`` of ``Llama-3.1-8B-Instruct``, nothing of the base model: same words, other weights."""
+    return next((word for word in re.split(r"[^a-z0-9]+", name.lower()) if word in _TUNINGS), "")
 
 
 def _bare(name: str) -> str:

@@ -119,7 +119,12 @@ def load_words(load: LoadInfo) -> str:
         return f"{load.concurrency if load.concurrency is not None else '?'} at once"
     if load.mode == "trace":
         return "times of the trace"
-    return f"{load.rate:g} requests/s" if load.rate is not None else "open loop"
+    if load.rate is None:
+        return "open loop"
+    if load.mode == "ramp" and load.ramp_to is not None:
+        return f"{load.rate:g} to {load.ramp_to:g} requests/s"
+    spacing = {"constant": ", evenly spaced", "gamma": f", gamma {load.burstiness or 1:g}"}.get(load.mode, "")
+    return f"{load.rate:g} requests/s{spacing}"
 
 
 def load_level(load: LoadInfo) -> float:
@@ -194,7 +199,7 @@ def _own_engine(
 
 
 def _group_key(info: CellInfo) -> str:
-    return f"{info.workload.name}|{info.load.mode}|{info.load.concurrency}|{info.load.rate}"
+    return f"{info.workload.name}|{info.load.model_dump_json()}"
 
 
 def _group(cells: list[Cell]) -> list[Group]:

@@ -47,7 +47,7 @@ def _read(text: bytes) -> tuple[int, dict[str, Any] | None]:
     try:
         line = json.loads(text)
         found = block_map(line)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, RecursionError):
         return 0, None
     return sum(1 for block in found.blocks if block.holders), line
 

@@ -23,13 +23,14 @@ def blockmap(
     try:
         with log.open(encoding="utf-8") as file:
             line = read_step(file, step)
+        page = render_block_map(line)
     except BlockMapError as error:
         raise CliError(f"{log}: {error}") from None
     except OSError as error:
         raise CliError(f"{log}: cannot read it ({error.strerror})") from None
     path = out or Path(f"blockmap-{line['step']}.html")
     try:
-        path.write_text(render_block_map(line), encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise CliError(f"--out {path}: cannot write there ({error.strerror}); choose another file") from None
     typer.echo(str(path))

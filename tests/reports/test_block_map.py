@@ -65,3 +65,12 @@ def test_what_is_not_a_log_is_named() -> None:
         read_step([], None)
     with pytest.raises(BlockMapError, match="older version"):
         read_step(['{"step": 1}'], None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"block_size": 0}, {"num_blocks": 2}, {"num_blocks": 10**12}, {"held": 3}, {"owners": {"x": "y"}}, {"seqs": [1]}],
+)
+def test_a_step_that_contradicts_itself_is_one_sentence(change: dict[str, Any]) -> None:
+    with pytest.raises(BlockMapError, match="do not fit together"):
+        render_block_map(line() | change)

@@ -157,6 +157,11 @@ def test_axe_finds_nothing(browser: Page, page: Path, scheme: str) -> None:
     assert findings(browser) == []
 
 
+def test_axe_finds_nothing_where_charts_must_be_scrolled(browser: Page, page: Path) -> None:
+    browser.show(page, width=390)
+    assert findings(browser) == []
+
+
 def test_axe_would_find_something(browser: Page, demo_run: Path, demo_page: str, tmp_path: Path) -> None:
     spoilt = tmp_path / "spoilt.html"
     spoilt.write_text(demo_page.replace('<html lang="en">', "<html>").replace("--muted: #59636e", "--muted: #c9d0d7"))

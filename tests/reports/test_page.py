@@ -258,6 +258,26 @@ def test_odd_runs_give_a_page_and_never_a_traceback(
     assert not re.search(r'="[^"]*\b(NaN|nan|inf|undefined)\b[^"]*"', text)
 
 
+def test_loads_that_differ_in_their_spacing_are_not_repeats(
+    draft: Callable[..., Any], engines: Any, tmp_path: Path
+) -> None:
+    run = draft([engines["paged"]], workloads=["chat"], requests=4, repeats=4)
+    loads = [
+        LoadInfo(mode="gamma", rate=5, burstiness=0.5),
+        LoadInfo(mode="gamma", rate=5, burstiness=2),
+        LoadInfo(mode="ramp", rate=5, ramp_to=9, ramp_steps=2),
+        LoadInfo(mode="ramp", rate=5, ramp_to=20, ramp_steps=2),
+    ]
+    for cell, summary, load in zip(run.manifest.cells, run.summary.cells, loads, strict=True):
+        cell.load = summary.load = load
+    data = load_dataset([run.write(tmp_path / "run")])
+    titles = {group.title for group in data.groups}
+    assert titles == {f"chat, 5 {words}" for words in (
+        "requests/s, gamma 0.5", "requests/s, gamma 2", "to 9 requests/s", "to 20 requests/s",
+    )}  # fmt: skip
+    assert data.repeats == 1
+
+
 def test_a_killed_run_gives_a_page_that_says_so(demo_draft: Any, tmp_path: Path) -> None:
     path = demo_draft.write_killed(tmp_path / "run", "interrupted")
     text = build_report(path).read_text()

@@ -213,6 +213,17 @@ def test_the_same_model_under_other_spellings_is_not_flagged(
     assert verdict_of(run).differences == []
 
 
+def test_a_base_model_is_not_its_tuned_sibling(
+    draft: Draft, engines: dict[str, Any], verdict_of: Callable[[Any], Verdict]
+) -> None:
+    run = draft([engines["paged"], engines["contiguous"]], workloads=["chat"])
+    run.manifest.engines[0].model = "meta-llama/Llama-3.1-8B"
+    run.manifest.engines[1].model = "/models/llama-3.1-8b-instruct.gguf"
+    assert any("different models" in sentence for sentence in verdict_of(run).differences)
+    run.manifest.engines[0].model = "Llama-3.1-8B-Instruct"
+    assert not any("different models" in sentence for sentence in verdict_of(run).differences)
+
+
 def test_a_killed_run_is_judged_from_what_it_left(demo_draft: Any, tmp_path: Path) -> None:
     data: Dataset = load_dataset([demo_draft.write_killed(tmp_path / "run")])
     verdict = judge(data)
