@@ -213,15 +213,13 @@ def test_the_same_model_under_other_spellings_is_not_flagged(
     assert verdict_of(run).differences == []
 
 
+@pytest.mark.parametrize(("model", "differs"), [("meta-llama/Llama-3.1-8B", True), ("Llama-3.1-8B-Instruct", False)])
 def test_a_base_model_is_not_its_tuned_sibling(
-    draft: Draft, engines: dict[str, Any], verdict_of: Callable[[Any], Verdict]
+    model: str, differs: bool, draft: Draft, engines: dict[str, Any], verdict_of: Callable[[Any], Verdict]
 ) -> None:
     run = draft([engines["paged"], engines["contiguous"]], workloads=["chat"])
-    run.manifest.engines[0].model = "meta-llama/Llama-3.1-8B"
-    run.manifest.engines[1].model = "/models/llama-3.1-8b-instruct.gguf"
-    assert any("different models" in sentence for sentence in verdict_of(run).differences)
-    run.manifest.engines[0].model = "Llama-3.1-8B-Instruct"
-    assert not any("different models" in sentence for sentence in verdict_of(run).differences)
+    run.manifest.engines[0].model, run.manifest.engines[1].model = model, "/models/llama-3.1-8b-instruct.gguf"
+    assert any("different models" in sentence for sentence in verdict_of(run).differences) == differs
 
 
 def test_a_killed_run_is_judged_from_what_it_left(demo_draft: Any, tmp_path: Path) -> None:
