@@ -57,9 +57,8 @@ def lines(cell: Cell, end_s: float, points: int = POINTS) -> tuple[Lines, Floats
     # A server that does not say how many tokens a chunk holds is counted in chunks.
     weights = np.where(np.isfinite(tokens), tokens, 1.0)
     at, rate = event_rate(chunks["t"].astype(np.float64), weights, cell.origin, cell.origin + end_s * NS, points // 2)
-    if at.size:
-        last = float(np.flatnonzero(rate)[-1]) if rate.any() else -1.0
-        kept = np.arange(at.size) <= last
+    if rate.any():  # chunks stamped outside of the cell, by a clock that stepped, draw no line
+        kept = np.arange(at.size) <= np.flatnonzero(rate)[-1]
         found["speed"] = ((at[kept] - cell.origin) / NS, rate[kept])
     return found, preempted, merged
 

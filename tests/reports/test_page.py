@@ -230,6 +230,9 @@ def odd_run(kind: str, draft: Callable[..., Any], engines: Any) -> Any:
             row["t_first"] = row["t_send"] - 5 if i % 2 else row["t_first"]
         for row in run.tables.chunks[::3]:
             row["t"] -= 10**9
+    if kind == "chunks of another clock":
+        for row in run.tables.chunks:
+            row["t"] -= 10**15
     if kind == "constant times":
         for row in run.tables.requests:
             row |= {"t_send": 10, "t_first": 10, "t_last": 10, "t_done": 10, "t_ready": 10}
@@ -245,7 +248,17 @@ def odd_run(kind: str, draft: Callable[..., Any], engines: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "kind", ["one request", "no requests", "no cells", "NaN", "clock steps", "constant times", "all failed"]
+    "kind",
+    [
+        "one request",
+        "no requests",
+        "no cells",
+        "NaN",
+        "clock steps",
+        "chunks of another clock",
+        "constant times",
+        "all failed",
+    ],
 )
 def test_odd_runs_give_a_page_and_never_a_traceback(
     kind: str, draft: Callable[..., Any], engines: Any, tmp_path: Path

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.gate.history import entry_of
+from harness.gate.history import change_points, entry_of
 from harness.gate.trend import trends
 from harness.results.conformance import CaseResult, ExchangeRecord, SuiteResult
 from harness.results.schema import EngineInfo
@@ -62,7 +62,7 @@ def conformance() -> str:
 
 def history() -> str:
     entries = [entry_of(gate_of_day(day, 1.1 if day >= 12 else 1.0)) for day in range(1, 20)]
-    return history_page(trends(entries), len(entries))
+    return history_page(trends(entries, change_points), len(entries))
 
 
 PAGES: dict[str, Callable[[], str]] = {
