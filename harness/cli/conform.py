@@ -79,11 +79,20 @@ def conform(
         bool, typer.Option("--prove", help="Run the suite against the reference engine with each of its faults.")
     ] = False,
     fault: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="With --prove: only this fault or variant; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="ID[,ID...]", help="With --prove: only these faults or variants; repeatable."),
     ] = None,
-    all_killers: Annotated[
+    full: Annotated[
+        bool, typer.Option("--full", help="With --prove: every case on every fault, not only until one kills it.")
+    ] = False,
+    each_case: Annotated[
         bool,
-        typer.Option("--all-killers", help="With --prove: all cases on every fault, not only those that claim it."),
+        typer.Option(
+            "--each-case", help="With --prove: then also every MUST case on the faults it claims, until it kills."
+        ),
+    ] = False,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="With --prove: draw again what the matrix in --out already holds.")
     ] = False,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the HTML page.")] = None,
@@ -123,9 +132,12 @@ def conform(
         print_list(chosen, as_json=as_json)
         return
     if prove:
-        from harness.cli.prove import prove_suite
+        from harness.cli.prove import Wanted, prove_suite
 
-        raise typer.Exit(prove_suite(options, chosen, faults=fault, all_killers=all_killers, out=out, as_json=as_json))
+        options.reference_url = reference_url
+        faults = tuple(part for text in fault or [] for part in text.split(",") if part)
+        wanted = Wanted(faults, full=full, each_case=each_case, redo=redo)
+        raise typer.Exit(prove_suite(options, chosen, wanted, out=out, as_json=as_json))
     if not engine:
         raise CliError("name at least one engine: --engine NAME=URL, or --engine NAME=recipe:reference", USAGE)
     if reference_model and reference_url:

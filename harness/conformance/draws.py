@@ -64,9 +64,11 @@ async def distribution(ctx: Context, prompt: Prompt) -> dict[str, float]:
 
 
 async def open_prompts(
-    ctx: Context, count: int, *, low: float = 0.15, high: float = 0.85, gap: float = 0.0
+    ctx: Context, count: int, *, low: float = 0.15, high: float = 0.85, gap: float = 0.0, known: float = 0.0
 ) -> list[OpenPrompt]:
     """Prompts whose best token has a probability in ``low`` .. ``high`` and lies ``gap`` nats above the second.
+
+    ``known``: what the probabilities that were told add up to at least; engines tell only those of the best few tokens.
 
     Raises Inconclusive when the model is too sure of itself for that.
     """
@@ -77,7 +79,8 @@ async def open_prompts(
         one = OpenPrompt(prompt, probabilities)
         best = next(iter(probabilities.values()))
         plain = all(token.isprintable() or token.isspace() for token in one.ranked[:4])
-        if low <= best <= high and len(probabilities) > 2 and one.gap(1) >= gap and plain:
+        told = sum(probabilities.values())
+        if low <= best <= high and len(probabilities) > 2 and one.gap(1) >= gap and plain and told >= known:
             found.append(one)
         if len(found) == count:
             return found

@@ -159,6 +159,17 @@ async def require_api(url: str, model: str | None, api_key: str | None, timeout_
         raise UnreachableError(f"there is no OpenAI API at {url}: POST /v1/completions: {words}")
 
 
+async def served_model(url: str, timeout_s: float) -> str | None:
+    """The first model that a server lists, without any other question.  Raises UnreachableError when there is no API."""
+    await require_api(url, None, None, timeout_s)
+    async with Asker(url, None) as asker:
+        document = (await asker.get("/v1/models", timeout_s)).json()
+    listed = document.get("data") if isinstance(document, dict) else None
+    first = listed[0] if isinstance(listed, list) and listed else None
+    name = first.get("id") if isinstance(first, dict) else None
+    return name if isinstance(name, str) else None
+
+
 async def ask_key(url: str, features: Features) -> None:
     async with Asker(url, None) as asker:
         reply = await asker.get("/v1/models")

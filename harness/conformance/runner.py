@@ -19,7 +19,7 @@ from harness.conformance.api import Api, Log
 from harness.conformance.case import Case, Failed, Inconclusive, NonStrict, Outcome, Unsupported
 from harness.conformance.cases import all_cases
 from harness.conformance.context import Context, Options
-from harness.conformance.features import Features, find_features
+from harness.conformance.features import Features, find_features, served_model
 from harness.conformance.limits import limits_of
 from harness.conformance.prompts import Prompts
 from harness.conformance.sentinel_asks import SentinelAsks, SentinelPrompts, is_sentinel
@@ -179,11 +179,9 @@ class Setting:
     ) -> Setting:
         reference = None
         if options.reference_url is not None:
-            found = await find_features(
-                options.reference_url, name="reference", model=None, api_key=None, timeout_s=options.timeout_s
-            )
+            model = await served_model(options.reference_url, options.timeout_s)
             reference = await stack.enter_async_context(
-                Api(options.reference_url, found.info.model, timeout_s=max(options.timeout_s, 120.0))
+                Api(options.reference_url, model, timeout_s=max(options.timeout_s, 120.0))
             )
             features.names.add("reference")
         tokenizers = [api] if features.has("tokenize") else []

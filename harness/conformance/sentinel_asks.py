@@ -67,6 +67,24 @@ def build(rng: random.Random, tokens: int, share: float | None = None) -> tuple[
     return [BOS, *filler, *question], passage, position
 
 
+def some_characters(rng: random.Random) -> list[str]:
+    """Printable characters of two, three and four bytes; no byte occurs twice, and one of two bytes comes first."""
+    leads = {2: list(range(0xC3, 0xE0)), 3: [0xE3, 0xE4, 0xE5, 0xE6], 4: [0xF0]}
+    used: set[int] = set()
+    found: list[str] = []
+    for size in (2, 3, 2, 4, 3, 2, 2, 3):
+        while True:
+            middle = [0x9F] if size == 4 else []  # most pictures begin with F0 9F
+            data = [rng.choice(leads[size]), *middle]
+            data += [rng.randrange(0x80, 0xC0) for _ in range(size - len(data))]
+            char = bytes(data).decode("utf-8", "replace")
+            if len(set(data)) == size and not used & set(data) and len(char) == 1 and char.isprintable():
+                break
+        used |= set(data)
+        found.append(char)
+    return found
+
+
 class SentinelAsks:
     """Makes questions with one right answer each."""
 
@@ -88,6 +106,26 @@ class SentinelAsks:
         if not self.takes_ids:
             prompt = spell(passage.question(position))
         return Ask(prompt, max_tokens, expected=spell(passage.answer(position, max_tokens)), fields=dict(fields or {}))
+
+    def characters(self, rng: random.Random) -> Ask:
+        """A question that is answered with characters of two to four bytes, each byte a token of its own.
+
+        ::
+
+            BOS | the bytes' partners | characters without a common byte | one of two bytes again  ->  those after it
+        """
+        passage = "".join(some_characters(rng))
+        ids = [FIRST_BYTE + byte for byte in passage.encode()]
+        asked = next(place for place, char in enumerate(passage) if len(char.encode()) == 2)
+        position = len(passage[: asked + 1].encode())
+        question = Passage(tuple(ids)).question(position)
+        partners = [partner(token) for token in ids]
+        rng.shuffle(partners)
+        prompt: Prompt = [BOS, *partners, *question]
+        if not self.takes_ids:
+            prompt = spell(partners) + passage + passage[asked]
+        rest = passage[asked + 1 :]
+        return Ask(prompt, len(rest.encode()), label=f"characters after {passage[asked]}", expected=rest)
 
     def family(self, rng: random.Random, tokens: int, max_tokens: int, count: int) -> list[Ask]:
         """Questions about one passage, spread over all of it: they share everything but the cue."""

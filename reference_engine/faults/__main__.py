@@ -22,6 +22,7 @@ def described(entry: Fault) -> dict[str, Any]:
         "trigger": entry.trigger,
         "needs": list(entry.needs),
         "parameters": dict(entry.parameters),
+        "seen_with": dict(entry.seen_with),
     }
 
 

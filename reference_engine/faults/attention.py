@@ -134,6 +134,7 @@ def chunk_edge_mask(lab: Lab) -> None:
     "the softmax scale is 2 % too large",
     source="a constant of the kernel; no single report chosen",
     trigger="any request",
+    seen_with={"model": "smollm2"},
     factor=1.02,
 )
 def softmax_scale(lab: Lab) -> None:
@@ -151,6 +152,7 @@ def softmax_scale(lab: Lab) -> None:
     "the sliding window is off by one",
     source="vllm-project/vllm#17398",
     trigger="a sequence longer than the window",
+    seen_with={"sliding_window": 256},
     needs=("a model with a sliding window (python -m reference_engine.sentinel.export --sliding-window N)",),
     by=-1,
 )

@@ -165,6 +165,7 @@ def resume_loses_last_token(lab: Lab) -> None:
     "K/V restored from the host comes back with its layers exchanged",
     source="LMCache/LMCache#4463, NVIDIA/TensorRT-LLM#6507",
     trigger="preemption by swap",
+    seen_with={"preemption": "swap", "swap_space": "64MiB"},
     needs=("--preemption swap", "--swap-space SIZE", *SMALL_POOL),
 )
 def restore_swaps_layers(lab: Lab) -> None:

@@ -43,7 +43,12 @@ THEMES = (
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One entry.  ``needs``: options of the server without which it cannot show.  ``row``: its id in the table of real bugs."""
+    """One entry.
+
+    ``needs``: options of the server without which it cannot show, for people.  ``seen_with``: options (``--num-blocks`` is
+    ``num_blocks``) under which it can be seen, for programs; None takes an option away, ``sliding_window`` asks for a
+    checkpoint of the sentinel with one.
+    """
 
     id: str
     title: str
@@ -53,6 +58,7 @@ class Fault:
     kind: Kind = "fault"
     needs: tuple[str, ...] = ()
     parameters: Mapping[str, Value] = field(default_factory=dict)
+    seen_with: Mapping[str, Value | None] = field(default_factory=dict)
     install: Callable[[Lab], None] | None = None
     options: Callable[[ServerOptions, Mapping[str, Value]], ServerOptions] | None = None
     early: Callable[[Lab], None] | None = None  # before the engine is built
@@ -69,6 +75,7 @@ def fault(
     trigger: str,
     kind: Kind = "fault",
     needs: tuple[str, ...] = (),
+    seen_with: Mapping[str, Value | None] | None = None,
     early: bool = False,
     **parameters: Value,
 ) -> Callable[[Callable[[Lab], None]], Callable[[Lab], None]]:
@@ -76,7 +83,7 @@ def fault(
 
     def declare(install: Callable[[Lab], None]) -> Callable[[Lab], None]:
         theme = install.__module__.rpartition(".")[2]
-        entry = Fault(id, title, source, trigger, theme, kind, needs, {**COMMON, **parameters})
+        entry = Fault(id, title, source, trigger, theme, kind, needs, {**COMMON, **parameters}, seen_with or {})
         add(replace(entry, early=install) if early else replace(entry, install=install))
         return install
 

@@ -20,7 +20,7 @@ SPEC = "OpenAI OpenAPI 2026-08-21"
     "a chat answer has the required fields",
     source=f"{SPEC}: CreateChatCompletionResponse",
     needs="chat",
-    kills="F40 F42",
+    kills="F40 F42 B13",
     structural=True,
 )
 async def chat_fields(ctx: Context) -> None:
@@ -37,7 +37,7 @@ async def chat_fields(ctx: Context) -> None:
     "a completion answer has the required fields",
     source=f"{SPEC}: CreateCompletionResponse",
     needs="completions",
-    kills="F42",
+    kills="F42 B13",
     structural=True,
 )
 async def completion_fields(ctx: Context) -> None:

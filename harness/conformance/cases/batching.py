@@ -21,7 +21,7 @@ ORACLE = "known, else reference scoring, else self scoring, else the answer alon
     "alone, and among 8, 32 and 128 others",
     source="vLLM: needle test of batch invariance",
     needs="completions",
-    kills="F23 F24 F30",
+    kills="F23 F24 F30 K3 K5",
     oracle=ORACLE,
     evidence="positions that precision alone cannot decide",
 )
@@ -111,7 +111,7 @@ async def inverse_control(ctx: Context) -> None:
     "survivors do not notice neighbours that finish",
     source="own",
     needs="completions",
-    kills="F24 F10",
+    kills="F24 F10 K3",
     oracle=ORACLE,
     evidence="answers of very different lengths in one batch",
 )
@@ -133,7 +133,7 @@ async def staggered(ctx: Context) -> None:
     "64 requests at once: nobody gets another's answer",
     source="GRIEF: cross-request contamination",
     needs="completions",
-    kills="F24 F48 F05 F06 F08",
+    kills="F24 F48 F05 F06 F08 K5",
     oracle=ORACLE,
     evidence="positions that precision alone cannot decide",
     structural=True,
@@ -192,7 +192,7 @@ async def contained_nan(ctx: Context) -> None:
     "prompts of a token or few beside the longest",
     source="own",
     needs="completions",
-    kills="F23",
+    kills="F23 K7",
     oracle=ORACLE,
     evidence="positions that precision alone cannot decide",
 )

@@ -76,7 +76,7 @@ async def sampled_anew(ctx: Context) -> None:
     "a hundred answers out of a loaded run are right",
     source="MLPerf inference TEST01, TEST07",
     needs="completions",
-    kills="F63 F36 F28 F64",
+    kills="F63 F36 F28 F64 F47",
     oracle=ORACLE,
     evidence="many requests in flight",
 )

@@ -57,7 +57,7 @@ async def disconnect(ctx: Context) -> None:
     "200 cancelled requests cost no capacity",
     source="own",
     needs="completions stream ignore_eos pool id_prompts",
-    kills="F13 F52 F04",
+    kills="F13 F52 F04 A5 A8 A6",
     oracle="the same load before and after",
     evidence="a load that just fits, before the cancels",
 )
@@ -101,7 +101,7 @@ async def cancels(ctx: Context) -> None:
     "a request that is cut off and sent again 60 ms later is right",
     source="vLLM #39146: pattern of finding 30",
     needs="completions stream",
-    kills="F03 F13",
+    kills="F03 F13 P6 P17 A5",
     oracle=ORACLE,
     evidence="requests that were cut off while they ran",
 )

@@ -80,7 +80,7 @@ async def counts(ctx: Context) -> None:
     "log-probabilities of a decode are those of a fresh prefill of the same tokens",
     source="SGLang: KL tests; vLLM: decode against prefill",
     needs="logprobs echo_logprobs id_prompts token_ids",
-    kills="F02 F10 F17 F22 F19",
+    kills="F02 F10 F17 F22 F19 K15 B4 B5",
     oracle="self: teacher forcing, k3-KL",
     evidence="positions scored",
 )
@@ -101,7 +101,7 @@ async def decode_is_prefill(ctx: Context) -> None:
     "prompt log-probabilities are those of naive fp32 attention",
     source="own",
     needs="echo_logprobs id_prompts reference",
-    kills="F16 F18 F20 F21 F25",
+    kills="F16 F18 F20 F21 F25 B4 B5",
     oracle="reference: k3-KL and largest difference",
 )
 async def prompt_scores(ctx: Context) -> None:

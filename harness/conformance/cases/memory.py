@@ -45,7 +45,7 @@ async def bytes_per_token(ctx: Context) -> None:
     "nothing is wasted but the rest of each sequence's last block",
     source="PagedAttention, arXiv 2309.06180",
     needs="completions debug_kv ignore_eos",
-    kills="F04 F09",
+    kills="F04 F09 A6 A19",
     oracle="the ledger, and the pool's own audit",
     evidence="sequences under way",
 )

@@ -70,7 +70,7 @@ async def greedy(ctx: Context) -> None:
     "prompt lengths one below, at and one above each multiple of a block",
     source="vLLM: batch-invariance TODO",
     needs="completions",
-    kills="F01 F02 F07",
+    kills="F01 F02 F07 K15 R13",
     oracle=ORACLE,
     evidence="positions that precision alone cannot decide",
 )
@@ -104,7 +104,7 @@ async def decode_edges(ctx: Context) -> None:
     "every KV block of a long context can be recalled",
     source="own (sentinel model)",
     needs="completions sentinel",
-    kills="F01 F05 F12 F21 F22 F14",
+    kills="F01 F05 F12 F21 F22 F14 K22",
     oracle="known",
 )
 async def recall(ctx: Context) -> None:
@@ -127,7 +127,7 @@ async def recall(ctx: Context) -> None:
     "contexts around 256, 512, 1,024 and 4,096 tokens",
     source="own; where split attention changes its plan",
     needs="completions",
-    kills="F22",
+    kills="F22 K22",
     oracle=ORACLE,
     evidence="positions that precision alone cannot decide",
 )
@@ -230,7 +230,7 @@ async def window_edges(ctx: Context) -> None:
     "a prefill that is cut into chunks equals a whole one",
     source="vLLM: test_chunked_prefill_batch_invariance",
     needs="completions",
-    kills="F19 F17",
+    kills="F19 F17 R13",
     oracle=ORACLE,
     evidence="prompts longer than a step's token budget, or prefilled beside others",
 )
@@ -334,7 +334,7 @@ async def block_order(ctx: Context) -> None:
     "what lies in free blocks does not matter",
     source="own; Dao-AILab/flash-attention#1745",
     needs="completions debug_hooks",
-    kills="F03 F14 F23",
+    kills="F03 F14 F23 K1",
     oracle="equality before and after",
 )
 async def poisoned_blocks(ctx: Context) -> None:

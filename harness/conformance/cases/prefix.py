@@ -62,7 +62,7 @@ def family(ctx: Context, tokens: int, max_tokens: int, count: int) -> list[Ask]:
     "hot equals cold",
     source="vLLM, SGLang; tenstorrent/vllm#415",
     needs="completions",
-    kills="F05 F07 F02",
+    kills="F05 F07 F02 P8 P14",
     oracle=ORACLE,
     evidence=HIT,
 )
@@ -101,7 +101,7 @@ def compare_scores(ctx: Context, cold: Sequence[Answer], hot: Sequence[Answer]) 
     "shared prefixes of every length from 1 to four blocks",
     source="SGLang: prefix mode of test_deterministic",
     needs="completions id_prompts",
-    kills="F07 F02",
+    kills="F07 F02 P8 P14",
     oracle=ORACLE,
     evidence=HIT,
 )
@@ -153,7 +153,7 @@ def neutral(ctx: Context, shared: list[int], question: list[int]) -> list[int]:
     "the same prefix with different suffixes, in parallel",
     source="own",
     needs="completions",
-    kills="F05 F09",
+    kills="F05 F09 K9",
     oracle=ORACLE,
     evidence=HIT,
 )
@@ -284,7 +284,7 @@ async def longer(ctx: Context, ask: Ask, first: Answer, more: int) -> str | None
     "an evicted prefix is computed again and right",
     source="GRIEF; vLLM #37076",
     needs="completions pool id_prompts",
-    kills="F12 F03",
+    kills="F12 F03 P1 A3",
     oracle=ORACLE,
     evidence="the pool was filled over in between",
 )
@@ -317,7 +317,7 @@ async def evicted(ctx: Context) -> None:
     "hits while the pool is nearly full and churning",
     source="vLLM #50702",
     needs="completions pool id_prompts",
-    kills="F12 F03 F14 F15",
+    kills="F12 F03 F14 F15 P1 A3",
     oracle=ORACLE,
     evidence=HIT,
 )
@@ -431,7 +431,7 @@ async def hits_are_real(ctx: Context) -> None:
     "equal prompts that start together, and again after one was cut off",
     source="vLLM #43569, #41400 (a block visible before it is computed)",
     needs="completions stream",
-    kills="F12 F03",
+    kills="F12 F03 P6 P12 P17 A5",
     oracle=ORACLE,
     evidence="equal prompts in flight together",
 )
@@ -459,3 +459,29 @@ async def hang_up_early(ctx: Context, body: dict[str, object]) -> None:
     await asyncio.sleep(0.005)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@case(
+    "PFX-13",
+    "SHOULD",
+    "a prompt that was just answered is found whole: every full block before its last token",
+    source="vLLM: hits are the longest cached prefix; nano-vllm commit 9fa256a",
+    needs="completions cached_tokens id_prompts",
+    kills="P2",
+    evidence=HIT,
+)
+async def whole_prefix(ctx: Context) -> None:
+    found = []
+    for blocks in (2, 3, 5):
+        prompt = ctx.prompts.make_prompt(ctx.rng, blocks * ctx.block + 3)
+        await ctx.api.complete(prompt, **ctx.fields(2))
+        # Idle in between, so that nothing can have been evicted; the second asking may be the first to be cached.
+        cached = max([(await ctx.api.complete(prompt, **ctx.fields(2))).cached_tokens or 0 for _ in range(2)])
+        found.append((blocks, cached))
+    ctx.saw(blocks_and_cached_tokens=found, block_size=ctx.features.block_size)
+    ctx.need_evidence(any(cached for _, cached in found), "no hit was reported")
+    short = [(blocks, cached) for blocks, cached in found if cached < blocks * ctx.block]
+    if short and ctx.features.block_size is None:
+        raise Inconclusive("the size of a block is not known, so neither is how much should be found")
+    for blocks, cached in short:
+        raise Failed(f"of a prompt with {blocks} full blocks of {ctx.block} only {cached} tokens are found again")

@@ -48,7 +48,7 @@ async def squeezed(ctx: Context, *, demand: float = 1.7, **fields: object) -> Ou
     "answers under preemption are the uncontended ones",
     source="vLLM: determinism under preemption",
     needs="completions stream ignore_eos",
-    kills="F10 F11 F12",
+    kills="F10 F11 F12 R2 A19",
     oracle=ORACLE,
     evidence=TIGHT,
 )
@@ -264,7 +264,7 @@ async def no_thrash(ctx: Context) -> None:
     "20 cycles of load and idleness: used KV returns to its base",
     source="own",
     needs="completions stream metric:kv_usage",
-    kills="F04 F13 F59",
+    kills="F04 F13 F59 A6 A19",
     oracle="slope of the idle level",
     evidence="loads with aborts, several choices and shared prefixes",
 )
@@ -371,3 +371,36 @@ async def stall_free(ctx: Context) -> None:
         if longest < 0.8 * alone + 0.1:
             return
     raise Failed(f"streams stood still for {longest:.2f} s beside a prefill of {alone:.2f} s, three times")
+
+
+@case(
+    "PRE-12",
+    "MUST",
+    "usage stays right under preemption: prompt, completion and cached tokens",
+    source="vllm-project/vllm: cached_tokens above prompt_tokens after a resume",
+    needs="completions stream ignore_eos",
+    kills="R4 F41 F61",
+    evidence=TIGHT,
+)
+async def usage_under_pressure(ctx: Context) -> None:
+    squeeze = Squeeze.plan(ctx)
+    asks = squeeze.asks(ctx)
+    outcome = await squeeze.run(ctx, asks)
+    ctx.saw(**outcome.evidence())
+    for ask, answer in zip(asks, outcome.answers, strict=True):
+        if isinstance(ask.prompt, list) and answer.prompt_tokens is not None:
+            ctx.require(
+                answer.prompt_tokens == len(ask.prompt),
+                f"{ask.label} has {len(ask.prompt)} tokens, usage counts {answer.prompt_tokens}",
+            )
+        if answer.completion_tokens is not None:
+            ctx.require(
+                answer.completion_tokens == ask.max_tokens,
+                f"{ask.label} was to give {ask.max_tokens} tokens, usage counts {answer.completion_tokens}",
+            )
+        if answer.cached_tokens is not None and answer.prompt_tokens is not None:
+            ctx.require(
+                answer.cached_tokens < answer.prompt_tokens,
+                f"{ask.label} has {answer.prompt_tokens} prompt tokens, of which {answer.cached_tokens} are told to be cached",
+            )
+    ctx.need_evidence(outcome.was_tight, "nothing was preempted")

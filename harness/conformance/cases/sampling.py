@@ -111,7 +111,8 @@ async def temperature_slope(ctx: Context) -> None:
 )
 async def nucleus(ctx: Context) -> None:
     total = ctx.afford(5000, 1, 50, 800)
-    prompts = await open_prompts(ctx, 3)
+    # A nucleus that reaches beyond the tokens whose probabilities are told cannot be judged.
+    prompts = await open_prompts(ctx, 3, known=0.85)
     drawn = 0
     for prompt in prompts:
         for share in (0.5, 0.8):
