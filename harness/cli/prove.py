@@ -144,8 +144,13 @@ class Servers:
         await begin()
         try:
             assert engine is not None
-            url = engine.url
-            yield Server(url, judge, begin, lambda: engine.pids() if engine else [], lambda: strikes(engine.url))
+            yield Server(
+                url=lambda: engine.url if engine else "",
+                reference_url=judge,
+                restart=begin,
+                pids=lambda: engine.pids() if engine else [],
+                fired=lambda: strikes(engine.url) if engine else None,
+            )
         finally:
             await stack.aclose()
 

@@ -55,9 +55,9 @@ class FaultEntry(NamedTuple):
 
 
 class Server(NamedTuple):
-    """A running engine with one fault, and where it counts its strikes."""
+    """A running engine with one fault, and where it counts its strikes.  ``url`` is asked anew: a case may restart it."""
 
-    url: str
+    url: Callable[[], str]
     reference_url: str | None
     restart: Any
     pids: Any
@@ -197,12 +197,12 @@ class Proof:
         options = replace(self._options, reference_url=server.reference_url, restart=server.restart, pids=server.pids)
         limit_s = min(options.timeout_s, 30.0)
         options.known_features = await undisturbed(
-            lambda: find_features(server.url, name=options.name, model=options.model, api_key=None, timeout_s=limit_s)
+            lambda: find_features(server.url(), name=options.name, model=options.model, api_key=None, timeout_s=limit_s)
         )
         return options
 
     async def _batch(self, row: Row, entry: FaultEntry, server: Server, options: Options, cases: Sequence[Case]) -> str:
-        result = await undisturbed(lambda: run_suite(server.url, [case.id for case in cases], options))
+        result = await undisturbed(lambda: run_suite(server.url(), [case.id for case in cases], options))
         fresh = _cells(result, entry, options.effort)
         if result.status == "lost" and fresh and fresh[-1].verdict != "FAIL":
             # An engine that stops answering under a case has failed that case.
@@ -218,7 +218,7 @@ class Proof:
         asked = [cell.case for cell in cells if cell.verdict == "FAIL" and cell.case not in {c.case for c in row.cells}]
         if asked:
             server, options = await self._clean_server(settings)
-            result = await undisturbed(lambda: run_suite(server.url, asked, options))
+            result = await undisturbed(lambda: run_suite(server.url(), asked, options))
             row.cells += _cells(result, None, options.effort)
             row.drawn = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             self._file.put(row)

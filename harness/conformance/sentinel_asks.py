@@ -72,7 +72,8 @@ def some_characters(rng: random.Random) -> list[str]:
     leads = {2: list(range(0xC3, 0xE0)), 3: [0xE3, 0xE4, 0xE5, 0xE6], 4: [0xF0]}
     used: set[int] = set()
     found: list[str] = []
-    for size in (2, 3, 2, 4, 3, 2, 2, 3):
+    # The rarest first, while no byte that it needs is taken.
+    for size in (4, 2, 3, 2, 3, 2, 2, 3):
         while True:
             middle = [0x9F] if size == 4 else []  # most pictures begin with F0 9F
             data = [rng.choice(leads[size]), *middle]
@@ -82,7 +83,7 @@ def some_characters(rng: random.Random) -> list[str]:
                 break
         used |= set(data)
         found.append(char)
-    return found
+    return [*found[1:4], found[0], *found[4:]]
 
 
 class SentinelAsks:

@@ -48,3 +48,7 @@ def test_every_need_of_a_case_can_be_found_out() -> None:
     for need in named:
         if not need.startswith("metric:"):
             assert source.count(f'"{need}"') >= 2, f"nothing ever grants {need}"
+
+
+def test_every_must_case_claims_a_fault_but_the_inverse_control() -> None:
+    assert [case.id for case in CASES.values() if case.level == "MUST" and not case.kills] == ["BAT-03"]

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import urllib.request
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,9 @@ def test_the_list_is_one_json_document() -> None:
     document = json.loads(done.stdout)
     assert document["schema"] == "pagedbench.faults/1"
     assert {entry["id"] for entry in document["faults"]} == set(catalogue())
+
+
+def test_where_a_fault_can_be_seen_is_said_in_options_of_the_server() -> None:
+    known = {field.name for field in fields(ServerOptions)} | {"sliding_window"}
+    for entry in catalogue().values():
+        assert set(entry.seen_with) <= known, entry.id
