@@ -112,7 +112,7 @@ class LlamaModel:
         c, ops = self.config, self.ops
         heads, kv_heads, dim = c.num_heads, c.num_kv_heads, c.head_dim
         tokens = input_ids.shape[0]
-        rows = max(tokens, ops.fewest_rows)
+        rows = ops.padded_rows(tokens)
         if rows > tokens:  # the rows added here are computed along, seen by no attention, and dropped with the logits
             input_ids, positions = (functional.pad(t, (0, rows - tokens)) for t in (input_ids, positions))
         cos, sin = cos_sin(positions, self.inv_freq, self.rope_factor, self.dtype)

@@ -29,8 +29,10 @@ class Ops(Protocol):
     """What a block needs.  Rows are tokens: ``T``.  All share one dtype; only ``logits`` returns fp32."""
 
     name: str
-    # A forward pass of fewer rows is padded to this many: some kernels are slower for one row than for four.
-    fewest_rows: int
+
+    def padded_rows(self, rows: int) -> int:
+        """How many rows a forward pass of ``rows`` is padded to; at least ``rows``."""
+        ...
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Any:
         """Lay out ``weight [out, in]`` once at load time.  The caller keeps no other reference to it."""
@@ -77,7 +79,9 @@ class TorchOps:
     """Plain torch; any device, any floating dtype.  Norms accumulate in fp32."""
 
     name = "torch"
-    fewest_rows = 1
+
+    def padded_rows(self, rows: int) -> int:
+        return rows
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Any:
         return (weight, bias)
@@ -130,9 +134,18 @@ class OneDnnOps(TorchOps):
         # Bound here: a torch built without oneDNN has no such operators.
         self._product = torch.ops.mkldnn._linear_pointwise.default
         self._pack = torch.ops.mkldnn._reorder_linear_weight.default
+        self._keeps_rows = keep_rows
         self._bytes_to_keep = self.MOST_KEPT_BYTES if keep_rows else 0
-        # One packed row on one thread of an AMD EPYC: 27 ms a step padded to four, 32 ms as it is.
-        self.fewest_rows = 1 if keep_rows else 4
+
+    def padded_rows(self, rows: int) -> int:
+        """The next multiple of 4, above 32 rows of 8, above 64 of 16, above 256 of 64; few rows as they are where their
+        weights are kept as rows, too.
+
+        oneDNN compiles a kernel for every number of rows it sees and keeps about 0.6 MiB for it, for each weight shape:
+        a server whose steps may have any size up to 256 would grow by hundreds of MiB in its first hour.
+        One packed row is also slower than four: 32 ms a step on one thread of an AMD EPYC, 27 ms padded.
+        """
+        return rows if self._keeps_rows and rows <= self.MOST_KEPT_ROWS else _packed_rows(rows)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Any:
         weight = weight.contiguous()
@@ -151,8 +164,8 @@ class OneDnnOps(TorchOps):
         rows = x.shape[0]
         if weight[2] is not None and rows <= self.MOST_KEPT_ROWS:
             return functional.linear(x, weight[2], weight[1])
-        if rows < self.fewest_rows:
-            padded = x.new_zeros((self.fewest_rows, x.shape[1]))
+        if (wanted := _packed_rows(rows)) > rows:
+            padded = x.new_zeros((wanted, x.shape[1]))
             padded[:rows] = x
             return self._product(padded, weight[0], weight[1], "none", [], None)[:rows]
         product: Tensor = self._product(x, weight[0], weight[1], "none", [], None)
@@ -165,6 +178,11 @@ class OneDnnOps(TorchOps):
         residual = x if residual is None else residual.add_(x)
         length = torch.linalg.vector_norm(residual, dim=-1, keepdim=True).hypot_(floor)
         return torch.div(residual, length).mul_(scaled), residual
+
+
+def _packed_rows(rows: int) -> int:
+    step = 4 if rows <= 32 else 8 if rows <= 64 else 16 if rows <= 256 else 64
+    return -(-rows // step) * step
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

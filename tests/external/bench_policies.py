@@ -5,8 +5,7 @@
     python tests/external/bench_policies.py --out runs/policies
 
 Prints requests at once, output tokens/s and waste of every policy, median and range over the repeats; writes
-``policies.json``, which ``pagedbench paper --real`` shows beside the simulated figures.  ``--scale`` multiplies the
-lengths, for small machines.  Nothing else should run on the machine.
+``policies.json``.  ``--scale`` multiplies the lengths, for small machines.  Nothing else should run on the machine.
 """
 
 from __future__ import annotations
