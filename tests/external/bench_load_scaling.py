@@ -76,7 +76,7 @@ def measure_level(workers: int) -> dict[str, Any]:
         finally:
             os.sched_setaffinity(0, cores)
         truth = [one for _, end in servers for one in end()]
-        failed = sum(not json.loads(line)["ok"] for line in journals["requests"].open("rb"))
+        failed = sum(not json.loads(line)["ok"] for line in journals["requests"].open("rb") if line.strip())
         cpu = cpu_seconds(journals["system"])
     delivered = delivered_share(truth, streams, answer_s())
     assert delivered is not None
