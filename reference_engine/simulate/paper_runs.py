@@ -31,7 +31,7 @@ CURVE_SECONDS = 600.0
 BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BLOCK_RATE = {"ShareGPT": (1.7, 400.0), "Alpaca": (22.0, 60.0)}  # requests/s and seconds of Fig. 18b's runs
 TRACES = 3  # of Alpaca-like lengths behind each saving of Fig. 15
-BEAM_DEATH = 0.095  # chance that a hypothesis dies in a step; fitted to the paper's saving at width 2
+BEAM_DEATH = 0.095  # chance that a hypothesis dies in a step; fitted to the paper's savings by beam search
 
 
 class Job(NamedTuple):
