@@ -27,6 +27,7 @@ BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
 # Numbers at once that vary less than this between sizes do not show a pool.
 SAME = 0.15
 ABOUT_AS_WELL = 0.005
+UNTOLD_BLOCK = 16  # tokens; engines' usual block
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,21 +143,29 @@ def estimate(rounds: Sequence[Round]) -> Capacity:
     sizes = [round_.total for _, round_ in waiting]
     if max(counts) - min(counts) <= max(1, SAME * max(counts)):
         return Capacity("slots", None, floor, None)
-    low, high, block = closest_bounds(counts, sizes)
-    return Capacity("reservation", (low + high) // 2, low, high, block)
+    return closest_bounds(counts, sizes)
 
 
-def closest_bounds(counts: Sequence[int], sizes: Sequence[float]) -> tuple[int, int, int]:
-    """Bounds of the capacity from numbers at once and sizes, and the smallest block size under which they agree."""
+def closest_bounds(counts: Sequence[int], sizes: Sequence[float]) -> Capacity:
+    """What a reserving pool holds, by the smallest block size under which numbers at once and sizes agree best.
+
+    Reservations are rounded up to blocks whose size nobody told: where the bounds agree without rounding, they still
+    leave room for the tails of blocks as large as ``UNTOLD_BLOCK``, so ``high`` covers those, too.
+    """
+
+    def bounds(block: int) -> tuple[int, int]:
+        whole = [block * math.ceil(size / block) for size in sizes]
+        low = max(n * size for n, size in zip(counts, whole, strict=True))
+        return low, min((n + 1) * size for n, size in zip(counts, whole, strict=True))
+
     best = (0, 0, 1)
     gap = float("inf")
     for block in BLOCK_SIZES:
-        whole = [block * math.ceil(size / block) for size in sizes]
-        low = max(n * size for n, size in zip(counts, whole, strict=True))
-        high = min((n + 1) * size for n, size in zip(counts, whole, strict=True))
+        low, high = bounds(block)
         if low - high < gap and gap > 0:
             gap, best = low - high, (min(low, high), max(low, high), block)
-    return best
+    highs = (bounds(block)[1] for block in BLOCK_SIZES if block <= UNTOLD_BLOCK)
+    return Capacity("reservation", (best[0] + best[1]) // 2, best[0], max(best[1], *highs), best[2])
 
 
 def best_block_size(seen: Sequence[Seen]) -> int:
