@@ -164,8 +164,8 @@ def closest_bounds(counts: Sequence[int], sizes: Sequence[float]) -> Capacity:
         low, high = bounds(block)
         if low - high < gap and gap > 0:
             gap, best = low - high, (min(low, high), max(low, high), block)
-    highs = (bounds(block)[1] for block in BLOCK_SIZES if block <= UNTOLD_BLOCK)
-    return Capacity("reservation", (best[0] + best[1]) // 2, best[0], max(best[1], *highs), best[2])
+    low, high, block = best
+    return Capacity("reservation", (low + high) // 2, low, max(high, bounds(UNTOLD_BLOCK)[1]), block)
 
 
 def best_block_size(seen: Sequence[Seen]) -> int:

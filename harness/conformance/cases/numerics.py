@@ -68,7 +68,7 @@ async def greedy(ctx: Context) -> None:
     "NUM-02",
     "MUST",
     "prompt lengths one below, at and one above each multiple of a block",
-    source="vLLM: batch-invariance TODO",
+    source="vLLM: known gaps of its batch invariance",
     needs="completions",
     kills="F01 F02 F07 K15 R13",
     oracle=ORACLE,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.capacity.estimate import Round, best_block_size, estimate, look_at
+from harness.capacity.estimate import Round, best_block_size, closest_bounds, estimate, look_at
 from harness.capacity.streams import Stream, had_to_wait, stalls, usual_gap
 
 
@@ -68,6 +68,14 @@ def test_a_reserving_pool_is_closed_in_from_both_sides() -> None:
         assert found.high is not None
         assert found.low <= engine.capacity * 1.03
         assert found.high >= engine.capacity * 0.97
+
+
+def test_bounds_that_agree_without_blocks_leave_room_for_their_tails() -> None:
+    """1,594 blocks of 16: 27 requests of 57 blocks fit, 49 of 32.  Counted in tokens alone these agree on at most 25,000."""
+    found = closest_bounds([27, 49], [900, 500])
+    assert (found.block_size, found.low, found.tokens) == (1, 24_500, 24_750)
+    assert found.high is not None
+    assert found.high >= 1594 * 16
 
 
 def test_slots_are_not_taken_for_memory() -> None:
