@@ -18,7 +18,6 @@ import numpy as np
 from engine_bench import Ask, Bench, Measured, drive, finish, interleaved, parser, run_main, spread
 
 from reference_engine.request import SamplingParams
-from reference_engine.server.options import ServerOptions
 from reference_engine.simulate.trace import SHAREGPT, Dataset, LengthLaw
 
 POLICIES = ("static", "orca-max", "orca-pow2", "orca-oracle", "paged")
@@ -67,14 +66,10 @@ def main() -> None:
     options_parser.add_argument("--max-model-len", type=int, default=512, help="tokens of one request [tokens]")
     options_parser.add_argument("--kv-slots", type=int, default=2048, help="the KV budget of every policy [tokens]")
     options = options_parser.parse_args()
-    bench = Bench(
-        ServerOptions(
-            model=options.model,
-            threads=options.threads,
-            device="cpu",
-            num_blocks=options.kv_slots // 16,
-            max_model_len=options.max_model_len,
-        )
+    bench = Bench.of(
+        options,
+        num_blocks=options.kv_slots // 16,
+        max_model_len=options.max_model_len,
     )
     length = bench.settings["max_model_len"] = options.max_model_len
     drive(bench.engine(), asks(bench, options.scale, 4, length, options.seed + 1000))  # warms caches up

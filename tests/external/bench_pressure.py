@@ -21,7 +21,6 @@ from engine_bench import Ask, Bench, drive, finish, interleaved, parser, run_mai
 
 from reference_engine.config import DEFAULT_WATERMARK
 from reference_engine.request import SamplingParams
-from reference_engine.server.options import ServerOptions
 
 BLOCK = 16
 PROMPT, OUTPUT = (16, 96), (32, 128)  # uniform, both ends included [tokens]
@@ -71,18 +70,14 @@ def main() -> None:
     for asked in offered:
         if min(options.pools) / 100 * blocks_of(asked) < max(blocks_of([one]) for one in asked):
             sys.exit(f"error: {min(options.pools):g} % of the pool cannot hold the longest request; raise --requests")
-    bench = Bench(
-        ServerOptions(
-            model=options.model,
-            threads=options.threads,
-            device="cpu",
-            num_blocks=full,
-            block_size=BLOCK,
-            max_model_len=PROMPT[1] + OUTPUT[1],
-            preemption="swap",
-            swap_space="4GiB",
-            prefix_cache=False,
-        )
+    bench = Bench.of(
+        options,
+        num_blocks=full,
+        block_size=BLOCK,
+        max_model_len=PROMPT[1] + OUTPUT[1],
+        preemption="swap",
+        swap_space="4GiB",
+        prefix_cache=False,
     )
     cases = {
         f"{pool:g} {mark:g} {mode}": (pool, mark, mode)

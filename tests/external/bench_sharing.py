@@ -19,7 +19,6 @@ import numpy as np
 from engine_bench import Ask, Bench, drive, finish, paired_cost, parser, run_main, spread
 
 from reference_engine.request import SamplingParams
-from reference_engine.server.options import ServerOptions
 from reference_engine.simulate.trace import ALPACA
 
 WIDTHS = (2, 4, 6)
@@ -109,15 +108,11 @@ def main() -> None:
     options_parser.add_argument("--pairs", type=int, default=30, help="pairs of runs for the cost without hits")
     options_parser.add_argument("--repeats", type=int, default=8, help="of the first-token times")
     options = options_parser.parse_args()
-    bench = Bench(
-        ServerOptions(
-            model=options.model,
-            threads=options.threads,
-            device="cpu",
-            num_blocks=NUM_BLOCKS,
-            max_model_len=MAX_MODEL_LEN,
-            max_num_batched_tokens=BUDGET,
-        )
+    bench = Bench.of(
+        options,
+        num_blocks=NUM_BLOCKS,
+        max_model_len=MAX_MODEL_LEN,
+        max_num_batched_tokens=BUDGET,
     )
     saved: list[dict[str, Any]] = []
     for how in ("parallel", "beam"):

@@ -68,6 +68,11 @@ class Bench:
         self.settings = dict(self._serving.model.settings)
         self.vocab_size = self._serving.engine.limits.vocab_size
 
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, **settings: Any) -> Bench:
+        """By the command line's model and threads, on a CPU; ``settings`` are further ``ServerOptions``."""
+        return cls(ServerOptions(model=arguments.model, threads=arguments.threads, device="cpu", **settings))
+
     def engine(self, *, cache: dict[str, Any] | None = None, scheduler: dict[str, Any] | None = None) -> Engine:
         """A fresh engine over the same runner; the arguments replace fields of CacheConfig and SchedulerConfig.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reference_engine.attention import make_backend
 from reference_engine.config import CacheConfig, ConfigError, ModelConfig
+from reference_engine.models import ops as ops_module
 from reference_engine.models.llama import LlamaModel
 from reference_engine.models.ops import OneDnnOps, TorchOps, is_intel_processor, make_ops
 from reference_engine.plan import BlockCopy, ScheduledSeq, StepPlan
@@ -210,6 +211,14 @@ def test_intel_processors_are_told_by_their_vendor(
 ) -> None:
     monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO("processor\t: 0\n" + cpuinfo))
     assert is_intel_processor() is is_intel
+
+
+@pytest.mark.parametrize("is_intel", [True, False])
+def test_rows_are_kept_on_intel_and_only_in_fp32(is_intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops_module, "is_intel_processor", lambda: is_intel)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert make_ops(CPU, torch.float32).padded_rows(1) == (1 if is_intel else 4)
+    assert make_ops(CPU, torch.bfloat16).padded_rows(1) == 4
 
 
 def test_no_cpuinfo_is_no_intel_processor(monkeypatch: pytest.MonkeyPatch) -> None:
