@@ -52,11 +52,11 @@ def reduce(svg: str, prefix: str) -> str:
     # vl-convert numbers ids on from one chart to the next; numbered anew, a chart does not depend on those before it.
     ids = {old: f"{prefix}-{i}" for i, old in enumerate(e.get("id", "") for e in root.iter() if e.get("id"))}
     view_box = root.get("viewBox", "0 0 0 0")
-    children = [kept for child in root for kept in _reduce(child, ids) if not _is_backdrop(child)]
+    picture = ElementTree.Element("g")
+    picture.extend(kept for child in root for kept in _reduce(child, ids) if not _is_backdrop(child))
     width = view_box.split()[2]
-    for child in children:
-        _share_marks(child, f"{prefix}-m")
-    body = "".join(_write(child) for child in children)
+    _share_marks(picture, f"{prefix}-m")
+    body = "".join(_write(child) for child in picture)
     return f'<svg viewBox="{view_box}" width="{width}" aria-hidden="true" focusable="false">{body}</svg>'
 
 
@@ -88,7 +88,7 @@ def _reduce(element: ElementTree.Element, ids: dict[str, str]) -> list[ElementTr
 
 def _share_marks(root: ElementTree.Element, prefix: str) -> None:
     """Marks that differ in their place only are written once and then used: a scatter shrinks to a third."""
-    first: dict[tuple[tuple[str, str], ...], tuple[ElementTree.Element, tuple[float, float]]] = {}
+    first: dict[tuple[tuple[str, str], ...], tuple[ElementTree.Element, tuple[float, float], str]] = {}
     for mark in list(root.iter("path")):
         place = _PLACE.fullmatch(mark.get("transform", ""))
         if place is None:
@@ -96,14 +96,13 @@ def _share_marks(root: ElementTree.Element, prefix: str) -> None:
         look = tuple(sorted((key, value) for key, value in mark.attrib.items() if key != "transform"))
         x, y = float(place[1]), float(place[2])
         if look not in first:
-            first[look] = (mark, (x, y))
+            first[look] = (mark, (x, y), f"{prefix}{len(first)}")
             continue
-        original, (x0, y0) = first[look]
-        if "id" not in original.attrib:
-            original.set("id", f"{prefix}{len(first)}")
+        original, (x0, y0), mark_id = first[look]
+        original.set("id", mark_id)
         mark.tag = "use"
         mark.attrib.clear()
-        mark.attrib.update({"href": f"#{original.get('id')}", "x": _short(x - x0), "y": _short(y - y0)})
+        mark.attrib.update({"href": f"#{mark_id}", "x": _short(x - x0), "y": _short(y - y0)})
 
 
 def _short(value: float) -> str:

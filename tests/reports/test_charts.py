@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import altair as alt
 import numpy as np
@@ -209,3 +210,37 @@ def test_reduce_rounds_and_keeps_text_escaped() -> None:
     assert "&lt;b&gt; &amp; /&gt;" in found
     assert "white" not in found
     assert found.count("<text") == 1
+
+
+def drawn_marks(markup: str) -> list[tuple[str, float, float]]:
+    """(class, x, y) of every mark of a reduced SVG in the order of drawing, uses resolved as a browser does."""
+    root = ElementTree.fromstring(markup.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+    originals: dict[str, ElementTree.Element] = {}
+    for element in root.iter():
+        if "id" in element.attrib:
+            originals.setdefault(element.attrib["id"], element)  # of equal ids a browser takes the first
+    found = []
+    for element in root.iter():
+        kind = element.tag.rpartition("}")[2]
+        if kind not in ("path", "use"):
+            continue
+        shape = element if kind == "path" else originals[element.attrib["href"][1:]]
+        place = re.fullmatch(r"translate\((.+),(.+)\)", shape.attrib["transform"])
+        assert place is not None
+        dx, dy = (float(element.get(axis, 0)) if kind == "use" else 0.0 for axis in "xy")
+        found.append((shape.attrib["class"], float(place[1]) + dx, float(place[2]) + dy))
+    return found
+
+
+def test_marks_that_are_written_once_stay_where_and_as_they_were() -> None:
+    """Two engines' marks, first each one's first and then the others, in two groups."""
+    wanted = [("a", 1, 2), ("b", 3, 4), ("a", 5, 6), ("b", 7, 8), ("b", 9, 1), ("a", 2, 9)]
+    colors = {"a": "#0a0001", "b": "#0a0002"}
+    marks = "".join(f'<path d="M1,1h2" fill="{colors[c]}" transform="translate({x},{y})"/>' for c, x, y in wanted)
+    raw = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><g class="x"><g>{marks}</g></g><g>{marks}</g></svg>'
+    classes = {"a": f"f-{CLASSES[colors['a']]}", "b": f"f-{CLASSES[colors['b']]}"}
+    reduced = svg.reduce(raw, "p")
+    assert "<use" in reduced
+    assert drawn_marks(reduced) == [(classes[c], float(x), float(y)) for c, x, y in wanted * 2]
+    ids = re.findall(r' id="([^"]+)"', reduced)
+    assert len(ids) == len(set(ids))
