@@ -7,8 +7,8 @@
     for every idle MUST  start a server with a fault that it claims -> that case
 
 A fault is *killed* by a case that FAILs with it and not without; it is *missed* if none failed, *inconclusive* if none failed
-and some of those that claim it could not tell.  A failing case is asked once on a clean server with the same settings: one that
-fails there, too, kills nothing.
+and some of those that claim it could not tell, or if the server counted no strike of it.  A failing case is asked once on a
+clean server with the same settings: one that fails there, too, kills nothing.
 
 What was found before with the same version of case and fault is not done again, so a proof that was stopped goes on.
 
@@ -40,6 +40,7 @@ from harness.results.conformance import SuiteResult
 VARIANT_BATCH = 10  # cases between two writes of a variant's row
 TRIES = 3
 TICK_S = 0.1
+NEVER_STRUCK = "the fault never struck"
 SUSPENDED_S = 10.0  # a loop that was silent for so long had no processor
 
 
@@ -189,6 +190,8 @@ class Proof:
             row.verdict, row.reason = "not started", str(error)
         else:
             row.verdict = _verdict(row)
+            if row.kind == "fault" and row.fired == 0:
+                row.reason = NEVER_STRUCK
         row.drawn = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         row.seconds = round(before + loop.time() - began, 1)
 
@@ -319,6 +322,8 @@ def _cells(result: SuiteResult, entry: FaultEntry | None, effort: float) -> list
 
 
 def _verdict(row: Row) -> FaultVerdict:
+    if row.kind == "fault" and row.fired == 0:
+        return "inconclusive"  # what never struck was neither caught nor let through
     if row.killers:
         return "killed"
     # Who claims the fault has to tell; where nobody does, nobody had to.

@@ -78,6 +78,7 @@ class Rig:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.script: Script = {}
         self.lost: set[str] = set()
+        self.strikes = 3  # that the server counts
         self.asked: list[tuple[str, str]] = []  # what was run, in order
         self.started: list[tuple[str, Settings]] = []
         self.file = MatrixFile(folder / "kill-matrix.json", lambda id: ["F34", "F40", "F44"].index(id[:3]), EMPTY)
@@ -106,7 +107,7 @@ class Rig:
         self.started.append((name, settings))
         if name == "F42":
             raise EngineError("no such option")
-        yield Server(lambda: name, None, None, None, lambda: 3)
+        yield Server(lambda: name, None, None, None, lambda: self.strikes)
 
     def prove(self, *entries: FaultEntry, each_case: bool = False, **settings: Any) -> KillMatrix:
         self.asked.clear()
@@ -144,6 +145,14 @@ def test_a_case_that_fails_kills_and_others_do_not(rig: Rig) -> None:
     assert matrix.false_alarms.hits == 0
     assert matrix.faults[0].fired == 3
     assert "F44" in markdown(matrix, {})
+
+
+@pytest.mark.parametrize("verdict", ["PASS", "FAIL"])
+def test_a_fault_that_never_struck_is_neither_killed_nor_missed(rig: Rig, verdict: Verdict) -> None:
+    rig.strikes = 0
+    rig.script["F40", "API-04"] = verdict
+    (row,) = rig.prove(entry("F40"), cases=["API-04"]).faults
+    assert (row.verdict, row.reason) == ("inconclusive", "the fault never struck")
 
 
 def test_claiming_cases_come_first_and_the_others_follow_until_one_kills(rig: Rig) -> None:
