@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from engine_bench import Ask, Bench, drive, finish, paired_cost, parser, run_main, spread
+from engine_bench import FEWEST_PAIRS, Ask, Bench, drive, finish, paired_cost, parser, run_main, spread
 
 from reference_engine.request import SamplingParams
 from reference_engine.simulate.trace import ALPACA
@@ -108,6 +108,8 @@ def main() -> None:
     options_parser.add_argument("--pairs", type=int, default=30, help="pairs of runs for the cost without hits")
     options_parser.add_argument("--repeats", type=int, default=8, help="of the first-token times")
     options = options_parser.parse_args()
+    if options.pairs < FEWEST_PAIRS:
+        options_parser.error(f"--pairs: take at least {FEWEST_PAIRS}, fewer have no 95 % interval")
     bench = Bench.of(
         options,
         num_blocks=NUM_BLOCKS,

@@ -28,6 +28,7 @@ from reference_engine.request import Request, SamplingParams
 from reference_engine.server.build import Serving, build
 from reference_engine.server.options import ServerOptions
 
+FEWEST_PAIRS = 6  # that have a 95 % interval of the median
 FIRST_WORD = 1000  # ids below are special tokens and single characters
 
 
@@ -168,12 +169,12 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 def paired_cost(with_it: Sequence[float], without: Sequence[float]) -> tuple[float, float]:
     """Median of ``1 - with / without`` over pairs, and the half width of its 95 % interval (by the sign test's ranks).
 
-    Raises ValueError for fewer than 6 pairs: no order statistics enclose the median with 95 % then.
+    Raises ValueError for fewer than ``FEWEST_PAIRS``: no order statistics enclose the median with 95 % then.
     """
     costs = sorted(1 - a / b for a, b in zip(with_it, without, strict=True))
     count = len(costs)
-    if count < 6:
-        raise ValueError(f"{count} pairs give no 95% interval of a median; take at least 6")
+    if count < FEWEST_PAIRS:
+        raise ValueError(f"{count} pairs give no 95% interval of a median; take at least {FEWEST_PAIRS}")
     rank, tail = 0, 0.5**count
     while tail + math.comb(count, rank + 1) * 0.5**count <= 0.025:
         rank += 1
