@@ -8,12 +8,13 @@
     stream c   P=======================================|.   first token only after another one left: it had to wait
 
 Times are monotonic ns.  A stream that stands still while no other moves either (a long prefill step, a busy machine) is
-not preempted.
+not preempted.  After such a pause the bytes of all streams are read one stream after the other: tokens that come in
+one burst show no more progress than one token does.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -48,8 +49,8 @@ class Stall:
 
 
 def usual_gap(streams: Sequence[Stream]) -> float:
-    """Median time between two tokens of a stream, over all streams, ns; infinite without any."""
-    gaps = [b - a for stream in streams for a, b in pairwise(stream.tokens)]
+    """Median time between two arrivals of a stream (of one token or of several), over all, ns; infinite without any."""
+    gaps = [b - a for stream in streams for a, b in pairwise(stream.tokens) if b > a]
     return float(median(gaps)) if gaps else float("inf")
 
 
@@ -60,7 +61,7 @@ def stalls(stream: Stream, others: Sequence[Stream], gap: float, now: int, steps
     for before, after in pairwise(marks):
         if after - before <= (steps - 0.5) * gap:
             continue
-        if any(_between(other.tokens, before, after) >= steps for other in others if other is not stream):
+        if any(_moves(other.tokens, before, after, gap, steps) for other in others if other is not stream):
             is_over = after is not now or stream.t_end is not None
             found.append(Stall(before, after if is_over else None))
     if stream.failure is not None and stream.tokens:
@@ -76,5 +77,12 @@ def had_to_wait(stream: Stream, others: Sequence[Stream], now: int) -> bool:
     return any(stream.t_send < end < first for end in ends)
 
 
-def _between(times: Sequence[int], start: int, end: int) -> int:
-    return bisect_left(times, end) - bisect_right(times, start)
+def _moves(times: Sequence[int], start: int, end: int, gap: float, steps: int) -> bool:
+    """Whether at least ``steps`` tokens came between, each half a usual gap or more after the one before."""
+    last = float(start)
+    for _ in range(steps):
+        position = bisect_left(times, last + gap / 2)
+        if position == len(times) or times[position] >= end:
+            return False
+        last = times[position]
+    return True

@@ -20,10 +20,11 @@ from harness.gate.catalogue import METRICS
 from harness.results.cells import CellData
 from harness.results.gate import Arm, ArmInfo, RunSample
 from harness.results.measures import measures
-from harness.results.metrics import measured_window, summarise_cell
+from harness.results.metrics import summarise_cell
 from harness.results.reader import Run, load_run
 from harness.results.schema import CellInfo, CellSummary
 from harness.results.validity import RULES
+from harness.results.window import measured_window
 
 DEFAULT_ERROR_SHARE = 0.001
 # Rules of validity that void a run already at their first threshold; the second voids it whatever the rule.

@@ -6,11 +6,13 @@ import numpy as np
 
 from harness.results.cells import CellData, in_flight
 from harness.results.schema import CellSummary
+from harness.results.window import drain_start
 
 NS_PER_MS = 1e6
 # Client lag below this moves no reported time by more than a display digit.
 LAG_FLOOR_MS = 5.0
 SCRAPE_GAP_NS = 1_000_000_000
+REFUSED_SHARE = 0.10  # as the rule on failed requests has it
 LATE_MS = 10.0  # the suspect threshold of late sends
 # NVML's reasons for lower clocks that a benchmark does not mean: slowdown by hardware, heat or the power brake.
 THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
@@ -73,12 +75,22 @@ def delivery_measures(data: CellData, window: tuple[int, int]) -> dict[str, floa
         result["rate_shortfall"] = max(0.0, 1 - asked / got) if timed.sum() > 1 and got > 0 else None
     concurrency = data.info.load.concurrency
     thinks = bool(data.info.workload.parameters.get("think_s"))
-    if concurrency is not None and not thinks and int((data.measured & ~np.isnan(send)).sum()) >= 2 * concurrency:
+    if concurrency is not None and not thinks and drain_start(data) is not None and not _refused(data):
         t, n = in_flight(data)
         edges = np.clip(np.append(t, window[1]), window[0], window[1])
         mean = float((n * np.diff(edges)).sum() / (window[1] - window[0]))
         result["concurrency_shortfall"] = max(0.0, 1 - mean / concurrency)
     return result
+
+
+def _refused(data: CellData) -> bool:
+    """Whether the engine failed so many requests, most of them at once, that its slots stood empty for that."""
+    classes = data.requests["error_class"].to_pylist()
+    failed = sum(
+        is_measured and not ok and error != "cancelled"
+        for is_measured, ok, error in zip(data.measured, data.ok, classes, strict=True)
+    )
+    return failed > REFUSED_SHARE * int(data.measured.sum())
 
 
 def throttled_share(data: CellData, window: tuple[int, int]) -> float | None:

@@ -3,12 +3,9 @@
 A percentile is given only where at least two samples lie beyond it, n (1 - q) >= 2: p50 from 4 samples on, p90 from 20,
 p95 from 40, p99 from 200.
 
-The **measured window** runs from the first measured request to the moment from which the load could no longer be
-kept up: in a closed loop the first end that no new request followed, with planned arrivals the last of them.  Where
-there is no such stretch worth the name (fewer than two requests a slot, or arrivals over less than half of the cell),
-the window is the whole cell.  In cells long enough to tell (100 stretches of a quarter of a second), the window begins
-where MSER-5 finds throughput steady (``steady.py``).  Tokens are counted in it by the arrival of their chunks, so that
-numerator and denominator speak of the same time.
+Rates are counted over the measured window (``window.py``), which in cells long enough to tell (100 stretches of a quarter
+of a second) begins where MSER-5 finds throughput steady (``steady.py``).  Tokens are counted in it by the arrival of
+their chunks, so that numerator and denominator speak of the same time.
 """
 
 from __future__ import annotations
@@ -27,14 +24,12 @@ from harness.results.reader import Run
 from harness.results.schema import CellInfo, CellSummary, Distribution, RunManifest, Summary
 from harness.results.series import Floats
 from harness.results.slo import meets_slo
-from harness.results.steady import steady_start
 from harness.results.validity import Measures, judge
+from harness.results.window import measured_window, steady_window
 
 MIN_BEYOND = 2
-ROUNDS_FOR_A_WINDOW = 2
 NS_PER_MS = 1e6
 NS_PER_S = 1e9
-STEADY_BIN_NS = 250_000_000
 
 
 def summarise(run: Run) -> Summary:
@@ -69,32 +64,6 @@ def distribution(values: Floats) -> Distribution:
         p99=percentile(99),
         max=float(values.max()),
     )
-
-
-def measured_window(data: CellData) -> tuple[int, int] | None:
-    """Start and end in ns (see the top of this file), or None when nothing was sent."""
-    send = data.column("t_send")
-    sent = data.measured & ~np.isnan(send)
-    if not sent.any():
-        return None
-    start, last_send = float(send[sent].min()), float(send[sent].max())
-    done = data.column("t_done")[sent]
-    end = float(np.nanmax(done)) if not np.isnan(done).all() else last_send
-    after = done[done > last_send]
-    concurrency = data.info.load.concurrency
-    if concurrency is None:
-        loaded_end = last_send if last_send - start >= (end - start) / 2 else end
-    else:
-        loaded_end = float(after.min()) if after.size and sent.sum() >= ROUNDS_FOR_A_WINDOW * concurrency else end
-    return round(start), max(round(start) + 1, round(loaded_end))
-
-
-def steady_window(data: CellData, loaded: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The part of ``loaded`` after the warm-up; all of it where none can be told."""
-    if loaded is None:
-        return None
-    start = steady_start(data.chunk_t, data.chunk_tokens, loaded, STEADY_BIN_NS)
-    return loaded if start is None else (start, loaded[1])
 
 
 def summarise_cell(data: CellData, manifest: RunManifest) -> CellSummary:

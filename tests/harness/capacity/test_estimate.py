@@ -105,6 +105,24 @@ def test_all_standing_still_is_not_a_preemption() -> None:
     assert (found.start, found.end) == (90, 1000)
 
 
+def test_a_burst_after_a_pause_of_the_machine_is_not_progress() -> None:
+    """Two streams, a token every 10; nobody is read from 200 to 500, then first one stream's bytes, then the other's."""
+    usual = list(range(0, 201, 10))
+    first = stream(*usual, *[500] * 30, *range(510, 600, 10))
+    second = stream(*usual, *[502] * 30, *range(512, 600, 10))
+    # Or the engine itself catches up, a token every millisecond of ours.
+    third = stream(*usual, *range(470, 500), *range(510, 600, 10))
+    streams = [first, second, third]
+    gap = usual_gap(streams)
+    assert gap == 10
+    assert [stalls(one, streams, gap, 600) for one in streams] == [[], [], []]
+
+
+def test_chunks_of_several_tokens_have_a_gap_between_chunks() -> None:
+    chunked = stream(*[t for t in range(0, 400, 20) for _ in range(4)])
+    assert usual_gap([chunked]) == 20
+
+
 def test_a_stall_that_has_not_ended_counts_and_a_finished_stream_does_not() -> None:
     a, c = stream(10, 20, 30), stream(*range(11, 500, 10))
     (found,) = stalls(a, [a, c], 10.0, 500)

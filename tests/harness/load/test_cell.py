@@ -48,7 +48,9 @@ async def test_every_request_and_chunk_becomes_a_row(server: Any) -> None:
     assert all(row["ok"] and row["cell_id"] == "cell" for row in rows.tables["requests"])
     assert len(rows.tables["chunks"]) == 36
     assert rows.tables["system"]
-    assert {row["name"] for row in rows.tables["system"]} == {"loop_lag_ns", "stale_connections", "clock_steps"}
+    # A pause of the host while three chunks arrive is noted besides; whether one happens is not this test's to say.
+    names = {row["name"] for row in rows.tables["system"]} - {"blurred_chunks"}
+    assert names == {"loop_lag_ns", "stale_connections", "clock_steps"}
     for row in rows.tables["requests"]:
         assert outcome.t_start <= row["t_send"] <= row["t_done"] <= outcome.t_end
     assert server.connections <= 3
