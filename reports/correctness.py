@@ -1,20 +1,21 @@
-"""The first screen's badge of correctness: conformance results beside the runs, else whether the engines' outputs agree.
+"""The first screen's badge of correctness, and a word beside each engine's speed.
+
+What weighs most comes first: answers of the loaded runs that were judged (``run --verify``) and conformance results that
+lie beside the runs, else whether the engines' outputs agree.
 
 Speed without right answers is worth nothing, so the page says what is known of them even when that is nothing.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
-from pydantic import ValidationError
+from harness.results.conformance import CaseResult, SuiteResult, exit_code_of, suites_in
+from reports.dataset import Cell, Dataset
+from reports.words import listing, percent, plural
 
-from harness.results.conformance import SuiteResult, exit_code_of
-from reports.dataset import Dataset
-from reports.words import percent
+ORDER = ("invalid", "suspect", "unjudged", "valid")  # of badges, the worst first
 
 
 class Correctness(NamedTuple):
@@ -27,21 +28,62 @@ class Correctness(NamedTuple):
 
 def correctness(data: Dataset) -> Correctness:
     """What is known about the answers of the engines compared."""
-    suites = [suite for run in data.runs for suite in suites_of(run.run.path)]
+    verified, suites = _suites(data, "verify"), _suites(data, "conformance")
+    number = len({engine.info.name for engine in data.engines})
+    if verified:
+        answers = _of_answers(verified, number)
+        if not suites or answers.css == "invalid":
+            return answers
+        conforms = _of_suites(suites, number)
+        return conforms if conforms.css == "invalid" else min((answers, conforms), key=lambda one: ORDER.index(one.css))
+    return _of_suites(suites, number) if suites else _of_outputs(data)
+
+
+def answers_of(cells: Sequence[Cell]) -> Correctness | None:
+    """What the judged answers of these cells say, for the table of engines; None where none were judged."""
+    results = [
+        result
+        for cell in cells
+        for suite in suites_in(cell.tables.run.path, "verify")
+        for result in suite.results
+        if result.id == f"RUN.{cell.info.cell_id}"
+    ]
+    if not results:
+        return None
+    wrong = next((result for result in results if result.verdict == "FAIL"), None)
+    if wrong is not None:
+        return Correctness("WRONG", "invalid", wrong.reason)
+    open_one = next((result for result in results if result.verdict != "PASS"), None)
+    if open_one is not None or len(results) < len(cells):
+        return Correctness("NOT PROVEN", "suspect", open_one.reason if open_one else "not every repeat was judged")
+    return Correctness("verified", "valid", f"{_answers(results)} answers")
+
+
+def _suites(data: Dataset, kind: Literal["conformance", "verify"]) -> list[SuiteResult]:
     names = {engine.info.name for engine in data.engines}
-    suites = [suite for suite in suites if suite.engine.name in names]
-    return _of_suites(suites, len(names)) if suites else _of_outputs(data)
+    found = [suite for run in data.runs for suite in suites_in(run.run.path, kind)]
+    return [suite for suite in found if suite.engine.name in names]
 
 
-def suites_of(path: Path) -> list[SuiteResult]:
-    """The conformance results that lie in a run directory (``pagedbench conform --out RUN``); unreadable ones are left."""
-    found = []
-    for file in sorted(path.glob("conformance-*.json")):
-        try:
-            found.append(SuiteResult.model_validate(json.loads(file.read_bytes())))
-        except (OSError, ValueError, ValidationError):
-            continue
-    return found
+def _answers(results: Iterable[CaseResult]) -> int:
+    return sum(int(result.evidence.get("answers", 0)) for result in results)
+
+
+def _of_answers(suites: list[SuiteResult], engines: int) -> Correctness:
+    results = [(suite.engine.name, result) for suite in suites for result in suite.results]
+    wrong = [(name, result) for name, result in results if result.verdict == "FAIL"]
+    if wrong:
+        names = listing(sorted({name for name, _ in wrong}))
+        text = f"{names}: {plural(len(wrong), 'cell')} with answers under load that are not those given alone"
+        return Correctness("ANSWERS WRONG", "invalid", text)
+    text = f"{_answers(result for _, result in results)} answers of the loaded runs judged"
+    unseen = engines - len({suite.engine.name for suite in suites})
+    open_ones = sum(result.verdict != "PASS" for _, result in results)
+    if open_ones or unseen > 0 or not results:
+        text += f"; {plural(open_ones, 'cell')} not proven" if open_ones else ""
+        text += f"; {unseen} of {engines} engines not checked" if unseen > 0 else ""
+        return Correctness("ANSWERS NOT PROVEN", "suspect", text)
+    return Correctness("ANSWERS VERIFIED", "valid", text)
 
 
 def _of_suites(suites: list[SuiteResult], engines: int) -> Correctness:

@@ -90,6 +90,7 @@ def render_page(
     ends = {group.key: timeline.end_of(group) for group in groups}
     changes = compare_tables.sections(data)
     found = searches(data)
+    comparison = tables.comparison(data)
     flat = [group for group in data.groups if any(tables.mean_ledger(group, e.label) for e in data.engines)]
     context = {
         "data": data,
@@ -98,7 +99,8 @@ def render_page(
         "tiles": tiles.tiles(data, verdict.group) if verdict.group is not None else [],
         "fingerprint": fingerprint.fingerprint(data),
         "metrics": tables.metrics_shown(data),
-        "comparison": tables.comparison(data),
+        "comparison": comparison,
+        "judged": any(row.answers for block in comparison for row in block.rows),
         "correctness": correctness(data),
         "searches": found,
         "search_figures": search_figures(found, panel_width(2)),

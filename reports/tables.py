@@ -9,6 +9,7 @@ import numpy as np
 
 from harness.results.schema import CellSummary
 from reports.columns import Floats, latency
+from reports.correctness import Correctness, answers_of
 from reports.dataset import Cell, Dataset, Engine, Group
 from reports.metrics import RUNNING, TABLE, Metric
 from reports.style import LEDGER
@@ -40,6 +41,7 @@ class Row:
     reasons: list[str]
     served: str
     values: list[Value]
+    answers: Correctness | None = None  # of the loaded run, where they were judged
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def _row(group: Group, engine: Engine, shown: list[Metric]) -> Row:
     validity = min((s.validity for s in summaries), key=order.index, default="")
     reasons = list(dict.fromkeys(reason for s in summaries if s.validity != "VALID" for reason in s.reasons))
     values = [value(metric.spread(group, engine.label), metric) for metric in shown]
-    return Row(engine, validity, reasons, _served(cells, summaries), values)
+    return Row(engine, validity, reasons, _served(cells, summaries), values, answers_of(cells))
 
 
 def _served(cells: list[Cell], summaries: list[CellSummary]) -> str:

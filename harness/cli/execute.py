@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from harness.cli.errors import CliError, ExitCode
 from harness.engines.errors import EngineError, RecipeError
 from harness.load.plan import RunPlan
-from harness.load.session import Display, Session
+from harness.load.session import Display, Session, Verifier
 from harness.load.workers import WorkerError
 from harness.results.schema import Summary
 from harness.results.writer import RunWriteError
@@ -31,7 +31,10 @@ def execute(
     Raises CliError with the exit code of the contract; what was measured before is kept in ``out``.
     """
     try:
-        session = Session(plan, out, display, command=redact(sys.argv), api_key=api_key, resume=resume)
+        verifier = verifier_of(plan, out, display, api_key)
+        session = Session(
+            plan, out, display, command=redact(sys.argv), api_key=api_key, resume=resume, verifier=verifier
+        )
         summary = run_loop(session.run(), session.interrupt, display)
     except RecipeError as error:
         raise CliError(str(error)) from error
@@ -42,6 +45,15 @@ def execute(
     except (RunWriteError, WorkerError) as error:
         raise CliError(str(error), ExitCode.HARNESS_ERROR) from error
     return summary, session.was_interrupted
+
+
+def verifier_of(plan: RunPlan, out: Path, display: Display, api_key: str | None) -> Verifier | None:
+    """Who judges the answers of the run, when that was asked for."""
+    if plan.verify is None:
+        return None
+    from harness.cli.verify import RunVerifier
+
+    return RunVerifier(plan.verify, out, display.note, seed=plan.seed, api_key=api_key)
 
 
 def run_loop(work: Coroutine[Any, Any, T], interrupt: Callable[[], None], display: Display) -> T:

@@ -16,6 +16,7 @@ from harness.cli.execute import execute, write_report
 from harness.cli.headline import headline_table, reasons
 from harness.cli.options import arrivals, client, goal, output, what
 from harness.load.plan import PlanError, RunPlan, load_plan, make_plan, parse_engine, parse_slo
+from harness.results.conformance import suites_in
 from harness.results.reader import RunReadError, load_run
 from harness.results.schema import Summary
 
@@ -42,6 +43,10 @@ def run(
     seed: arrivals.Seed = None,
     slo: goal.Slo = None,
     find_max: goal.FindMax = None,
+    verify: goal.Verify = False,
+    verify_answers: goal.VerifyAnswers = None,
+    reference_model: goal.ReferenceModel = None,
+    reference_url: goal.ReferenceUrl = None,
     api_key: client.ApiKey = None,
     header: client.Header = None,
     workers: client.Workers = None,
@@ -58,7 +63,7 @@ def run(
 
     Without --concurrency and --rate each workload brings its own load levels.  Exit codes: 0 every cell valid or
     suspect, 2 wrong usage, 3 an engine could not be reached or started, 4 the harness failed, 5 a cell is INVALID (with
-    --find-max: a search is INCONCLUSIVE), 130 interrupted.
+    --find-max: a search is INCONCLUSIVE; with --verify: answers were wrong), 130 interrupted.
     """
     asked: dict[str, Any] = {
         "workloads": workload,
@@ -78,6 +83,7 @@ def run(
         "repeats": repeats,
         "seed": seed,
         "find_max": find_max,
+        "verify": goal.verify_of(verify, verify_answers, reference_model, reference_url),
         "tokenizer": tokenizer,
         "max_model_len": max_model_len,
     }
@@ -140,13 +146,15 @@ def run_plan(
         for search in summary.searches:
             typer.echo(f"{search.engine}, {search.workload}: {search.sentence}")
         typer.echo(str(path or out))
-    leave(summary, interrupted)
+    leave(summary, interrupted, answers_were_wrong=any(suite.exit_code == 1 for suite in suites_in(out, "verify")))
 
 
-def leave(summary: Summary, interrupted: bool) -> None:
+def leave(summary: Summary, interrupted: bool, *, answers_were_wrong: bool = False) -> None:
     """End the command with the exit code that a run earned."""
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+    if answers_were_wrong:
+        raise typer.Exit(ExitCode.INVALID_RUN)
     # A search accounts for its own cells: one that cannot be believed decides nothing, and it says when that was all.
     invalid = [cell.validity == "INVALID" for cell in summary.cells]
     if any(search.inconclusive for search in summary.searches) or (any(invalid) and not summary.searches):

@@ -55,6 +55,7 @@ class CellPlan:
     arrivals_ns: tuple[int, ...] | None = None
     duration_s: float | None = None
     is_pool: bool = False
+    keep: frozenset[int] = frozenset()  # indices of the requests whose answers are written out, to be judged later
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +196,20 @@ class CellRun:
             self._sink.append("chunks", self._chunk_rows(exchange.index, chunks))
             if exchange.late_reads and record.ok and not is_warmup:
                 self._note("blurred_chunks", chunks[-1].t, float(sum(chunk.is_blurred for chunk in chunks)))
+            if record.ok and exchange.index in self._plan.keep:
+                await self._keep_answer(exchange, prepared)
             exchange.body = b""
             self.progress.settled(record)
+
+    async def _keep_answer(self, exchange: Exchange, prepared: Prepared) -> None:
+        row = {
+            "cell_id": self._plan.cell_id,
+            "request_index": exchange.index,
+            "path": prepared.path,
+            "body": prepared.body.decode(),
+            "text": await read_answer(exchange) or "",
+        }
+        self._sink.append("answers", [row])
 
     async def _next_to_settle(self) -> tuple[Exchange, Prepared, bool] | None:
         """The next finished exchange, None at the end.

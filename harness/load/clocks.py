@@ -23,6 +23,7 @@ TIME_COLUMNS: dict[str, tuple[str, ...]] = {
     "chunks": ("t",),
     "system": ("t",),
     "metrics": ("t",),
+    "answers": (),
 }
 
 

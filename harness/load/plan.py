@@ -141,6 +141,27 @@ class FindMax(PlanModel):
         return MaxSearch(**self.model_dump())
 
 
+class VerifyAsked(PlanModel):
+    """Answers of the loaded run itself are kept and judged once the engine is idle again."""
+
+    answers: int = Field(16, ge=1, le=10_000)  # of each cell
+    reference_model: str | None = None  # for a naive fp32 engine that scores them: directory, .gguf or built-in name
+    reference_url: str | None = None  # such an engine that already runs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        if value is True:
+            return {}
+        return {"answers": value} if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> VerifyAsked:
+        if self.reference_model and self.reference_url:
+            raise ValueError("reference_model and reference_url both name the reference; give one of them")
+        return self
+
+
 class RunPlan(PlanModel):
     """A whole run.  Every engine is asked the same."""
 
@@ -166,6 +187,7 @@ class RunPlan(PlanModel):
     headers: dict[str, str] = Field(default_factory=dict)  # of every request
     transport: Literal["native", "aiohttp"] = "native"
     telemetry: bool = True  # false: nothing is sampled beside the load (to see what sampling costs)
+    verify: VerifyAsked | None = None  # true, or a number of answers, or a mapping
     workers: int | str = Field(1)  # processes that drive the load, or ray[://HOST:PORT][,N]
 
     @field_validator("concurrency", "rate", "engines", "workloads", mode="before")
@@ -331,6 +353,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         "workloads": WorkloadAsked,
         "timeouts": TimeoutsAsked,
         "find_max": FindMax,
+        "verify": VerifyAsked,
     }
     model = parts.get(str(location[0]), RunPlan) if location else RunPlan
     return list(model.model_fields)

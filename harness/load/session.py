@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +20,7 @@ from harness.load.cell import CellPlan, CellRun
 from harness.load.client import Client
 from harness.load.client_options import ClientOptions
 from harness.load.engine_room import ReadyEngine, check_recipes, context_limit, ready_engine, scrapers_of, token_counter
+from harness.load.kept import kept_indices
 from harness.load.levels import MeasureLevel, Showing, climb, find_max, search_info
 from harness.load.plan import EngineAsked, FindMax, RunPlan
 from harness.load.portable import PortableClient
@@ -30,7 +31,7 @@ from harness.load.search import requests_to_pass
 from harness.load.workers import WorkersRun
 from harness.results.cells import CellData
 from harness.results.metrics import numbers_and_measures, summarise, summarise_cell
-from harness.results.reader import load_run
+from harness.results.reader import load_run, load_table
 from harness.results.schema import CellInfo, RunManifest, RunStatus, Summary
 from harness.results.slo import attainment
 from harness.results.validity import disbelief
@@ -56,6 +57,12 @@ class Display(Protocol):
     def cell_ended(self, cell: CellInfo, progress: Progress) -> None: ...
 
 
+class Verifier(Protocol):
+    """Judges answers that were kept of the loaded cells of one engine, which is still up and idle."""
+
+    async def judge(self, found: Probe, cells: Sequence[CellInfo], rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Cells:
     """Where the cells of one engine are measured."""
@@ -78,8 +85,10 @@ class Session:
         command: Sequence[str] = (),
         api_key: str | None = None,
         resume: bool = False,
+        verifier: Verifier | None = None,
     ) -> None:
         """``resume`` goes on with the run in ``out``.  Raises RunWriteError."""
+        self._verifier = verifier
         self._plan = plan
         self._display = display
         self._api_key = api_key
@@ -205,6 +214,15 @@ class Session:
                 async with options.make() as client:
                     for chapter in chapters(self._plan):
                         await self._measure_chapter(chapter, Cells(asked.name, engine, client, options))
+                await self._judge_answers(engine.found)
+
+    async def _judge_answers(self, found: Probe) -> None:
+        if self._verifier is None or self._interrupted:
+            return
+        cells = [cell for cell in self._manifest.cells if cell.engine == found.info.name]
+        mine = {cell.cell_id for cell in cells}
+        rows = load_table(self._writer.path, "answers", self._manifest.generation).to_pylist()
+        await self._verifier.judge(found, cells, [row for row in rows if row["cell_id"] in mine])
 
     async def _open_book(self, found: Probe, stack: contextlib.ExitStack) -> None:
         """Have someone count tokens while this engine is measured, and make the schedules that are known ahead."""
@@ -323,6 +341,10 @@ class Session:
             return RayRun(plan, cells.options, cells.ready.dialect, self._writer, self._plan.workers)
         return WorkersRun(plan, cells.options, cells.ready.dialect, self._writer.journals, self._plan.workers)
 
+    def _kept(self, schedule: Schedule) -> frozenset[int]:
+        verify = self._plan.verify
+        return frozenset() if verify is None else kept_indices(schedule, verify.answers, self._plan.seed)
+
     async def _measure_cell(self, cells: Cells, schedule: Schedule) -> None:
         name, engine = cells.engine, cells.ready
         cell = CellInfo(
@@ -342,6 +364,7 @@ class Session:
             arrivals_ns=schedule.arrivals_ns,
             duration_s=schedule.duration_s,
             is_pool=schedule.is_pool,
+            keep=self._kept(schedule),
         )
         run = self._cell_run(plan, cells)
         # Gauges of several servers cannot be read as those of one engine.

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.results.schema import EngineInfo
 
@@ -94,6 +95,22 @@ class SuiteResult(Document):
         """Cases by verdict, every verdict listed."""
         found = Counter(result.verdict for result in self.results)
         return {verdict: found[verdict] for verdict in VERDICTS}
+
+
+def verify_file(engine: str) -> str:
+    """Name of the document in a run directory that holds what ``pagedbench run --verify`` found of an engine."""
+    return f"verify-{engine}.json"
+
+
+def suites_in(run: Path, kind: Literal["conformance", "verify"]) -> list[SuiteResult]:
+    """Results that lie in a run directory (``conform --out RUN``, ``run --verify``); unreadable ones are left out."""
+    found = []
+    for file in sorted(run.glob(f"{kind}-*.json")):
+        try:
+            found.append(SuiteResult.model_validate_json(file.read_bytes()))
+        except (OSError, ValidationError):
+            continue
+    return found
 
 
 def exit_code_of(results: Iterable[CaseResult], status: Status = "complete", *, strict: bool = False) -> int:

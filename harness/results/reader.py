@@ -11,7 +11,7 @@ of another run) is a :class:`RunReadError` with one sentence for the user.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.results.files import GENERATION_KEY, before_of, is_written_now, journal_of, parquet_of
 from harness.results.schema import (
+    ANSWER_COLUMNS,
     CHUNK_COLUMNS,
     METRIC_COLUMNS,
     REQUEST_COLUMNS,
@@ -37,6 +38,7 @@ TABLES: dict[str, pa.Schema] = {
     "chunks": CHUNK_COLUMNS,
     "metrics": METRIC_COLUMNS,
     "system": SYSTEM_COLUMNS,
+    "answers": ANSWER_COLUMNS,
 }
 
 _CHUNK_NUMBERS = ["request_index", "chunk", "t", "tokens"]
@@ -60,6 +62,7 @@ class Run:
     chunks: pa.Table
     metrics: pa.Table
     system: pa.Table
+    answers: pa.Table = field(default_factory=ANSWER_COLUMNS.empty_table)
     chunk_file: Path | None = None  # where the chunks are when they stay on disk; ``chunks`` is empty then
 
     def chunk_rows(self, cell_id: str) -> pa.Table:
@@ -250,13 +253,13 @@ def _conform(table: pa.Table, schema: pa.Schema, file: Path) -> pa.Table:
     if missing:
         raise RunReadError(f"{file} lacks the column {missing[0]!r}; it was written under another schema, run again")
     columns = []
-    for field in schema:
-        column = table[field.name]
+    for wanted in schema:
+        column = table[wanted.name]
         try:
-            column = column.cast(field.type)
+            column = column.cast(wanted.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise RunReadError(f"{file} column {field.name!r} is {column.type} where {field.type} belongs") from error
-        if pa.types.is_floating(field.type):
-            column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, field.type))
+            raise RunReadError(f"{file} column {wanted.name!r} is {column.type} where {wanted.type} belongs") from error
+        if pa.types.is_floating(wanted.type):
+            column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, wanted.type))
         columns.append(column)
     return pa.table(columns, schema=schema)

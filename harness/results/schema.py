@@ -82,6 +82,17 @@ CHUNK_COLUMNS = pa.schema(
     ]
 )
 
+# Answers kept of a run with --verify, to be judged once the engine is idle.
+ANSWER_COLUMNS = pa.schema(
+    [
+        ("cell_id", pa.string()),
+        ("request_index", pa.int64()),
+        ("path", pa.string()),  # of the endpoint, without a leading slash
+        ("body", pa.string()),  # the request as it was sent, JSON
+        ("text", pa.string()),  # the streamed answer, its pieces joined
+    ]
+)
+
 METRIC_COLUMNS = pa.schema(
     [
         ("cell_id", pa.string()),

@@ -261,6 +261,7 @@ def _abort_kills(lab: Lab, is_hit: Callable[[Sequence], bool]) -> None:
     "an abort in the middle of a prefill ends the engine",
     source="sgl-project/sglang#39387",
     trigger="a disconnect between two chunks of a prompt",
+    seen_with={"max_num_batched_tokens": 32},
 )
 def abort_in_prefill(lab: Lab) -> None:
     _abort_kills(lab, lambda sequence: 0 < sequence.computed < sequence.prompt_len)

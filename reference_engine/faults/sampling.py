@@ -43,6 +43,7 @@ def _before_sampling(lab: Lab, change: Callable[[Tensor, list[Draw]], Tensor]) -
     "the temperature is applied twice, or not at all (how=ignored)",
     source="a sampler's classic; compare vllm-project/vllm's notes on generation_config",
     trigger="temperature other than 0 and 1",
+    seen_with={"model": "smollm2"},
     how="twice",
 )
 def temperature_twice(lab: Lab) -> None:
@@ -160,6 +161,7 @@ def logprobs_not_normalised(lab: Lab) -> None:
     "text goes on after the end-of-sequence token, or ends one token early (how=early)",
     source="no single report chosen",
     trigger="a request that the model ends itself; with how=early any request",
+    seen_with={"model": "smollm2"},
     how="late",
 )
 def end_of_sequence(lab: Lab) -> None:
@@ -186,6 +188,7 @@ def end_of_sequence(lab: Lab) -> None:
     "ties are broken at random: tokens within `spread` nats of the best count as equal",
     source="batch-dependent reductions (thinking-machines-lab/batch_invariant_ops)",
     trigger="temperature 0 and a close second token",
+    seen_with={"model": "smollm2"},
     spread=0.1,
 )
 def random_ties(lab: Lab) -> None:

@@ -1,0 +1,81 @@
+"""``pagedbench conform`` against servers that misbehave: it ends, says why, and its exit code is that of the contract."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from asyncio.subprocess import PIPE
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.conformance.hostile import Handler, Liar, hang, html, serving
+
+FAST = ("--timeout", "1", "--effort", "0.05", "--structural")
+API = ("--cases", "API-01,API-05,STR-01,STR-03,ERR-01,MET-01")
+
+
+async def conform(url: str, *arguments: str, interrupt_after: float | None = None) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "harness.cli", "conform", "--engine", f"odd={url}", *FAST, *arguments]
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+    if interrupt_after is not None:
+        await asyncio.sleep(interrupt_after)
+        process.send_signal(signal.SIGINT)
+    out, err = await asyncio.wait_for(process.communicate(), 240)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize(
+    ("handler", "code", "words"),
+    [
+        (html, 3, "no OpenAI API"),
+        (hang, 3, "no answer within 1 s"),
+        (Liar(stream="json").handle, 1, "FAIL"),
+        (Liar(stream="cut").handle, 1, "FAIL"),
+        (Liar(stream="garbage").handle, 1, "FAIL"),
+    ],
+    ids=["html", "hangs", "no stream", "cuts streams", "garbage"],
+)
+async def test_odd_servers(handler: Handler, code: int, words: str) -> None:
+    async with serving(handler) as url:
+        found, out, err = await conform(url, *API)
+    assert found == code, out + err
+    assert words in out + err
+    assert "Traceback" not in out + err
+    if code == 3:
+        assert len(err.strip().splitlines()) == 1
+
+
+async def test_a_server_that_dies_is_told_and_what_was_found_is_kept(tmp_path: Path) -> None:
+    async with serving(Liar(alive=70).handle) as url:
+        found, out, err = await conform(url, "--cases", "API,ERR", "--out", str(tmp_path / "out"))
+    assert found in (1, 3), out + err
+    assert "stopped answering" in out + err
+    assert "Traceback" not in out + err
+    kept: Any = json.loads((tmp_path / "out" / "conformance.json").read_text())
+    kept = kept.get("suites", [kept])[0]
+    assert kept["status"] == "lost"
+    assert kept["results"]
+
+
+async def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
+    async with serving(Liar().handle) as url:
+        found, out, err = await conform(
+            url, "--cases", "API,STR,ERR,TOK", "--out", str(tmp_path / "out"), interrupt_after=6.0
+        )
+    assert found in (1, 2, 130), out + err
+    assert "Traceback" not in out + err
+    assert "interrupted" in out + err or (tmp_path / "out" / "conformance.json").exists()
+
+
+def test_nothing_listens() -> None:
+    command = [sys.executable, "-m", "harness.cli", "conform", "--engine", "gone=http://127.0.0.1:9", *FAST]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
