@@ -40,6 +40,7 @@ MEANINGS: dict[str, str] = {
     "n": "several choices for one prompt",
     "n_greedy": "several choices at temperature 0, which some engines refuse as useless",
     "batch": "several prompts in one call",
+    "company": "more than one request may run at a time",
     "id_prompts": "prompts as token ids",
     "return_ids": "answers tell their token ids",
     "token_ids": "ids of the generated tokens can be known, from the answer or its logprobs",

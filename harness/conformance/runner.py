@@ -190,6 +190,8 @@ class Setting:
             features.names.add("tokenize")
         if features.has("echo_logprobs", "id_prompts") or reference is not None:
             features.names.add("scorer")
+        if (features.max_num_seqs or 2) > 1:  # not told: taken for granted
+            features.names.add("company")
         if options.restart is not None:
             features.names.add("restart")
         kind = SentinelPrompts if is_sentinel(features.info) else Prompts

@@ -130,7 +130,7 @@ async def retries(ctx: Context) -> None:
     "SHOULD",
     "a fast and a slow reader of one prompt, and neighbours: streams are not mixed",
     source="own",
-    needs="completions stream",
+    needs="completions stream company",
     kills="F48",
     oracle=ORACLE,
     evidence="streams under way together",

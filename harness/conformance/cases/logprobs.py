@@ -82,7 +82,7 @@ async def counts(ctx: Context) -> None:
     needs="logprobs echo_logprobs id_prompts token_ids",
     kills="F02 F10 F17 F22 F19 K15 B4 B5",
     oracle="self: teacher forcing, k3-KL",
-    evidence="positions scored",
+    evidence="positions scored, of different log-probability",
 )
 async def decode_is_prefill(ctx: Context) -> None:
     block = ctx.block
@@ -91,8 +91,12 @@ async def decode_is_prefill(ctx: Context) -> None:
     asks = [ctx.plain_ask(min(lengths[n % 5] + n // 5, ctx.context // 2), 48) for n in range(count)]
     asks += [Ask(ctx.prompts.uncertain(ctx.rng), 3 * block) for _ in range(max(count // 2, 4))]
     answers = await ctx.together(asks, at_once=8)
-    await ctx.judged(asks, answers, what="decoded tokens", scorer=ctx.judge.own, least=0)
-    ctx.need_evidence(ctx.evidence.get("positions"), "nothing was scored")
+    report = await ctx.judged(asks, answers, what="decoded tokens", scorer=ctx.judge.own, least=0)
+    ctx.need_evidence(report.positions, "nothing was scored")
+    ctx.need_evidence(
+        not report.before or max(report.before) - min(report.before) > 0.1,
+        "every token has the same log-probability, so that a wrong one could not show",
+    )
 
 
 @case(

@@ -183,7 +183,7 @@ async def open_requests(ctx: Context) -> None:
     source="own",
     needs="completions ignore_eos metric:kv_usage pool stream id_prompts",
     kills="F59 F66",
-    evidence="long streams under way together",
+    evidence="moments at which every request of the load was running",
 )
 async def gauge_is_true(ctx: Context) -> None:
     await ctx.drained()

@@ -379,7 +379,7 @@ async def whole_blocks(ctx: Context) -> None:
     needs="completions debug_hooks id_prompts",
     kills="F06",
     oracle=ORACLE,
-    evidence="hashes cut to 8 bits",
+    evidence="hashes cut to a few bits, and hits by them",
 )
 async def forced_collisions(ctx: Context) -> None:
     await hook(ctx, "hash_bits", {"bits": 4})
@@ -388,6 +388,9 @@ async def forced_collisions(ctx: Context) -> None:
         baselines = await ctx.baselines(asks)
         answers = [await ctx.send(ask) for ask in asks]
         again = await ctx.together(asks, at_once=8)
+        if ctx.features.has("cached_tokens"):
+            hits = sum(answer.cached_tokens or 0 for answer in again)
+            ctx.need_evidence(hits, "no prompt was found in the prefix cache, so no hash decided anything")
         await ctx.judged([*asks, *asks], [*answers, *again], baselines=[*baselines, *baselines] if baselines else None,
                          what="answers with colliding hashes")  # fmt: skip
     finally:

@@ -339,7 +339,7 @@ async def beside_prefill(ctx: Context) -> tuple[float, float, int]:
     "INFO",
     "how long one long prefill stalls the others",
     source="GRIEF: noisy neighbour",
-    needs="completions stream",
+    needs="completions stream company",
     kills="F58",
     oracle="report",
     evidence="streams under way during a long prefill",
@@ -354,7 +354,7 @@ async def long_prefill(ctx: Context) -> None:
     "SHOULD",
     "a long prefill does not stop all decoding until it is done",
     source="Sarathi-Serve (stall-free schedules); second killer of F58",
-    needs="completions stream id_prompts",
+    needs="completions stream id_prompts company",
     kills="F58",
     evidence="a prefill that takes long, alone, and streams under way beside it",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
@@ -24,7 +25,8 @@ async def conform(url: str, *arguments: str, interrupt_after: float | None = Non
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
     if interrupt_after is not None:
         await asyncio.sleep(interrupt_after)
-        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):  # it was quicker
+            process.send_signal(signal.SIGINT)
     out, err = await asyncio.wait_for(process.communicate(), 240)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
@@ -46,7 +48,7 @@ async def test_odd_servers(handler: Handler, code: int, words: str) -> None:
         found, out, err = await conform(url, *API)
     assert found == code, out + err
     assert words in out + err
-    assert "Traceback" not in out + err
+    assert 'File "' not in out + err
     if code == 3:
         assert len(err.strip().splitlines()) == 1
 
@@ -56,9 +58,9 @@ async def test_a_server_that_dies_is_told_and_what_was_found_is_kept(tmp_path: P
         found, out, err = await conform(url, "--cases", "API,ERR", "--out", str(tmp_path / "out"))
     assert found in (1, 3), out + err
     assert "stopped answering" in out + err
-    assert "Traceback" not in out + err
-    kept: Any = json.loads((tmp_path / "out" / "conformance.json").read_text())
-    kept = kept.get("suites", [kept])[0]
+    assert 'File "' not in out + err
+    (file,) = (tmp_path / "out").glob("conformance-*.json")
+    kept: Any = json.loads(file.read_text())
     assert kept["status"] == "lost"
     assert kept["results"]
 
@@ -69,8 +71,11 @@ async def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
             url, "--cases", "API,STR,ERR,TOK", "--out", str(tmp_path / "out"), interrupt_after=6.0
         )
     assert found in (1, 2, 130), out + err
-    assert "Traceback" not in out + err
-    assert "interrupted" in out + err or (tmp_path / "out" / "conformance.json").exists()
+    assert 'File "' not in out + err
+    (file,) = (tmp_path / "out").glob("conformance-*.json")
+    kept: Any = json.loads(file.read_text())
+    assert kept["status"] in ("interrupted", "complete")
+    assert kept["results"]
 
 
 def test_nothing_listens() -> None:

@@ -7,7 +7,6 @@ there is none.  Each such case is run against a sound reference engine in a worl
 cache off  no prefix cache
 roomy      a pool that the load cannot fill
 one seat   one request at a time
-certain    the sentinel, whose every next token is certain
 no choice  a model whose logits are all equal: whatever it answers decides nothing
 ========== ===========================================================================================
 
@@ -38,20 +37,18 @@ WORLDS: dict[str, dict[str, object]] = {
     "cache off": {**SMALL, "prefix_caching": False},
     "roomy": {**COMMON, "kv_blocks": 16384, "block_size": 16, "max_num_seqs": 16},
     "one seat": {**SMALL, "max_num_seqs": 1},
-    "certain": SMALL,
     "no choice": SMALL,
 }
 # The first line whose words stand in a case's evidence rule names the world that lacks it.
 LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("cache off", ("hit", "same salt", "filled over", "behind another parent", "hashes cut", "equal prompts in flight")),
-    ("roomy", ("pool", "preemption was seen", "three times", "TIGHT", "preempt")),
-    ("one seat", ("in flight", "together", "in one batch", "beside", "under way", "more requests than may run", "loaded")),
-    ("certain", ("open", "near each other")),
+    ("cache off", ("hit", "same salt", "filled over", "behind another parent", "hits by them")),
+    ("roomy", ("demand", "cannot hold", "preemption")),
+    ("one seat", ("in one batch", "all eight", "long prefill", "beside it", "streams under way together")),
     (
         "no choice",
         (
-            "precision alone", "scored", "can differ", "clearly ranked", "beyond ASCII", "really generated",
-            "before the limit", "before it", "cannot be chance", "penalty decides", "are swapped",
+            "precision alone", "scored", "can differ", "clearly ranked", "really generated", "before the limit",
+            "before it", "penalty", "are swapped", "token is open", "open prompts", "near each other",
         ),
     ),
 )  # fmt: skip

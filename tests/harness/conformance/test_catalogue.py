@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,21 @@ def test_every_need_of_a_case_can_be_found_out() -> None:
 
 def test_every_must_case_claims_a_fault_but_the_inverse_control() -> None:
     assert [case.id for case in CASES.values() if case.level == "MUST" and not case.kills] == ["BAT-03"]
+
+
+def test_every_evidence_rule_is_tried_in_a_world_without_it_or_is_named() -> None:
+    """``blindness.py`` finds most rules' worlds by their words; a new rule must not slip past it unseen."""
+    from tests.harness.conformance.blindness import WORLDS, world_of
+
+    ruled = [case for case in all_cases().values() if case.evidence and not case.soak]
+    tried = [case for case in ruled if world_of(case) is not None]
+    assert len(tried) > len(ruled) / 2
+    assert {world_of(case) for case in tried} == set(WORLDS)
+
+
+@pytest.mark.slow
+def test_no_case_passes_without_its_evidence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.harness.conformance.blindness", "--out", str(tmp_path / "blindness.md")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "**0 passed all the same**" in (tmp_path / "blindness.md").read_text()

@@ -22,6 +22,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "chunks": [{"cell_id": CELL, "request_index": 0, "chunk": i, "t": 20 + i, "tokens": 1} for i in range(4)],
     "metrics": [{"cell_id": CELL, "t": 5, "name": "kv_usage", "value": 0.5}],
     "system": [{"cell_id": CELL, "t": 5, "source": "client", "name": "cpu_percent", "label": "1", "value": 3.5}],
+    "answers": [{"cell_id": CELL, "request_index": 0, "path": "v1/completions", "body": "{}", "text": "a"}],
 }
 
 
