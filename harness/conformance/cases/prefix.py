@@ -17,6 +17,8 @@ from harness.conformance.pressure import Squeeze
 from harness.conformance.prompts import Ask
 
 ORACLE = "known, else reference scoring, else self scoring, else the answer alone"
+# How long after its start a long prompt is given up: one of these falls into the prefill of a slow engine or a fast one.
+PREFILL_PAUSES_S = (0.01, 0.03, 0.1, 0.3)
 HIT = "a prefix hit: cached_tokens above 0, or the hit counter rose"
 
 
@@ -444,7 +446,9 @@ async def together_and_cut(ctx: Context) -> None:
         ask = ctx.ask(min(6 * ctx.block + 3, ctx.context // 2), 12)
         baselines = await ctx.baselines([ask])
         body = {"prompt": ask.prompt, **ctx.fields(40)}
-        cut = [ctx.api.stream("/v1/completions", body, cancel_after=1), hang_up_early(ctx, body)]
+        long = {"prompt": ctx.prompts.make_prompt(ctx.rng, min(ctx.context // 2, 2048)), **ctx.fields(40)}
+        cut = [ctx.api.stream("/v1/completions", body, cancel_after=1), hang_up_early(ctx, body, 0.005)]
+        cut += [hang_up_early(ctx, long, pause_s) for pause_s in PREFILL_PAUSES_S]
         copies = [ctx.send(ask) for _ in range(6)]
         answers = await asyncio.gather(*copies, *cut)
         later = [await ctx.send(ask) for _ in range(2)]
@@ -456,10 +460,10 @@ async def together_and_cut(ctx: Context) -> None:
         raise Unsupported("nothing was asked")
 
 
-async def hang_up_early(ctx: Context, body: dict[str, object]) -> None:
+async def hang_up_early(ctx: Context, body: dict[str, object], pause_s: float) -> None:
     """Leave while the prompt is still being computed."""
     task = asyncio.ensure_future(ctx.api.stream("/v1/completions", body))
-    await asyncio.sleep(0.005)
+    await asyncio.sleep(pause_s)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.harness.conformance.hostile import Handler, Liar, hang, html, serving
 
-FAST = ("--timeout", "1", "--effort", "0.05", "--structural")
+FAST = ("--timeout", "2", "--effort", "0.05", "--structural")
 API = ("--cases", "API-01,API-05,STR-01,STR-03,ERR-01,MET-01")
 
 
@@ -36,7 +36,7 @@ async def conform(url: str, *arguments: str, interrupt_after: float | None = Non
     ("handler", "code", "words"),
     [
         (html, 3, "no OpenAI API"),
-        (hang, 3, "no answer within 1 s"),
+        (hang, 3, "no answer within 2 s"),
         (Liar(stream="json").handle, 1, "FAIL"),
         (Liar(stream="cut").handle, 1, "FAIL"),
         (Liar(stream="garbage").handle, 1, "FAIL"),

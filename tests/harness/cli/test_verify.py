@@ -23,6 +23,12 @@ def run(out: Path, engine: str, *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
 
 
+def is_invalid(out: Path) -> bool:
+    summary = load_run(out).summary
+    assert summary is not None
+    return any(cell.validity == "INVALID" for cell in summary.cells)
+
+
 def suite(out: Path) -> Any:
     (found,) = suites_in(out, "verify")
     return found
@@ -31,8 +37,10 @@ def suite(out: Path) -> Any:
 def test_a_sound_engine_is_verified_by_both_rungs_and_the_report_says_so(tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run(out, SOUND, "--verify", "--verify-answers", "6", "--reference-model", "smollm2")
-    assert done.returncode == 0, done.stderr
-    assert "ours: 6 answers of the loaded run verified" in done.stderr
+    assert "ours: 6 answers of the loaded run verified" in done.stderr, done.stderr
+    assert suite(out).exit_code == 0
+    # On a busy machine a cell of a few seconds may be called INVALID for its times; its answers are right all the same.
+    assert done.returncode == (5 if is_invalid(out) else 0), done.stderr
     (result,) = suite(out).results
     assert (result.verdict, result.rungs) == ("PASS", ["baseline", "reference"])
     assert result.evidence["identical"] == 6
