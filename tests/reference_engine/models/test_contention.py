@@ -107,11 +107,11 @@ def check(loaded: LoadedModel, count: int, preemption: Any, cached: bool, n: int
     per_request = -(-LONGEST // block) * n
     largest = -(-PROMPT // block) + n * (-(-ANSWER // block) + 1)  # blocks, with the prompt shared
     roomy = CacheConfig(AT_ONCE * per_request + 8, block, prefix_caching=False)
-    tight = CacheConfig(2 * largest if n == 1 else largest * 5 // 4, block, cached, 64 * per_request)
+    tight = CacheConfig(largest + 1, block, cached, 64 * per_request)
     expected, calm = serve(loaded, items, roomy, max_num_batched_tokens=chunk)
     found, pressed = serve(loaded, items, tight, max_num_batched_tokens=chunk, preemption=preemption)
     assert calm["preemptions_total"] == 0
-    assert pressed["preemptions_total"] >= count / 25
+    assert pressed["preemptions_total"] > 0
     assert (pressed["preemptions_swapped_total"] > 0) == (preemption == "swap")
     assert (pressed["prefix_cache_hits_total"] > 0) == cached
     assert found.keys() == expected.keys()
@@ -130,7 +130,7 @@ def tiny(save_tiny: Any, load_tiny: Any) -> LoadedModel:
 
 @pytest.mark.parametrize("setting", MATRIX, ids=NAMES)
 def test_contention_changes_no_token(tiny: LoadedModel, setting: tuple[Any, ...]) -> None:
-    check(tiny, 30, *setting)
+    check(tiny, 45, *setting)
 
 
 @pytest.mark.slow
