@@ -38,8 +38,12 @@ $(BIN)/python:
 $(VENV)/constraints.txt: constraints.txt | $(BIN)/python
 	grep -v '^torch==' constraints.txt > $@
 
-$(VENV)/.ready-engine: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[engine,report]'
+# The demo needs no kernels: a torch that brings CUDA also brings a triton of its own, which the pin for the tests forbids.
+$(VENV)/constraints-engine.txt: $(CONSTRAINTS) | $(BIN)/python
+	grep -v '^triton==' $< > $@
+
+$(VENV)/.ready-engine: pyproject.toml $(VENV)/constraints-engine.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints-engine.txt -e '.[engine,report]'
 	touch $@
 
 $(VENV)/.ready-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python

@@ -9,12 +9,14 @@ Speed without right answers is worth nothing, so the page says what is known of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-from harness.results.conformance import CaseResult, SuiteResult, exit_code_of, suites_in
+from harness.results.conformance import CaseResult, SuiteResult, answers_case, exit_code_of, suites_in
 from reports.dataset import Cell, Dataset
 from reports.words import listing, percent, plural
 
+Judged = dict[tuple[Path, str], CaseResult]
 ORDER = ("invalid", "suspect", "unjudged", "valid")  # of badges, the worst first
 
 
@@ -30,24 +32,25 @@ def correctness(data: Dataset) -> Correctness:
     """What is known about the answers of the engines compared."""
     verified, suites = _suites(data, "verify"), _suites(data, "conformance")
     number = len({engine.info.name for engine in data.engines})
-    if verified:
-        answers = _of_answers(verified, number)
-        if not suites or answers.css == "invalid":
-            return answers
-        conforms = _of_suites(suites, number)
-        return conforms if conforms.css == "invalid" else min((answers, conforms), key=lambda one: ORDER.index(one.css))
-    return _of_suites(suites, number) if suites else _of_outputs(data)
+    found = [_of_answers(verified, number)] if verified else []
+    found += [_of_suites(suites, number)] if suites else []
+    return min(found, key=lambda one: ORDER.index(one.css), default=None) or _of_outputs(data)
 
 
-def answers_of(cells: Sequence[Cell]) -> Correctness | None:
-    """What the judged answers of these cells say, for the table of engines; None where none were judged."""
-    results = [
-        result
-        for cell in cells
-        for suite in suites_in(cell.tables.run.path, "verify")
+def judged_answers(data: Dataset) -> Judged:
+    """What was found of every cell whose answers were judged, by run directory and case."""
+    return {
+        (run.run.path, result.id): result
+        for run in data.runs
+        for suite in suites_in(run.run.path, "verify")
         for result in suite.results
-        if result.id == f"RUN.{cell.info.cell_id}"
-    ]
+    }
+
+
+def answers_of(cells: Sequence[Cell], judged: Judged) -> Correctness | None:
+    """What the judged answers of these cells say, for the table of engines; None where none were judged."""
+    keys = [(cell.tables.run.path, answers_case(cell.info.cell_id)) for cell in cells]
+    results = [judged[key] for key in keys if key in judged]
     if not results:
         return None
     wrong = next((result for result in results if result.verdict == "FAIL"), None)

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.results.schema import CellSummary
 from reports.columns import Floats, latency
-from reports.correctness import Correctness, answers_of
+from reports.correctness import Correctness, Judged, answers_of, judged_answers
 from reports.dataset import Cell, Dataset, Engine, Group
 from reports.metrics import RUNNING, TABLE, Metric
 from reports.style import LEDGER
@@ -67,21 +67,21 @@ def metrics_shown(data: Dataset) -> list[Metric]:
 
 def comparison(data: Dataset) -> list[Block]:
     """Engines by metrics, one block a workload and load level."""
-    shown = metrics_shown(data)
+    shown, judged = metrics_shown(data), judged_answers(data)
     return [
-        Block(group, [_row(group, engine, shown) for engine in data.engines if engine.label in group.cells])
+        Block(group, [_row(group, engine, shown, judged) for engine in data.engines if engine.label in group.cells])
         for group in data.groups
     ]
 
 
-def _row(group: Group, engine: Engine, shown: list[Metric]) -> Row:
+def _row(group: Group, engine: Engine, shown: list[Metric], judged: Judged) -> Row:
     cells = group.cells[engine.label]
     summaries = [cell.summary for cell in cells if cell.summary is not None]
     order = ("INVALID", "SUSPECT", "VALID")
     validity = min((s.validity for s in summaries), key=order.index, default="")
     reasons = list(dict.fromkeys(reason for s in summaries if s.validity != "VALID" for reason in s.reasons))
     values = [value(metric.spread(group, engine.label), metric) for metric in shown]
-    return Row(engine, validity, reasons, _served(cells, summaries), values, answers_of(cells))
+    return Row(engine, validity, reasons, _served(cells, summaries), values, answers_of(cells, judged))
 
 
 def _served(cells: list[Cell], summaries: list[CellSummary]) -> str:

@@ -224,9 +224,9 @@ def run_with_interrupt(main: Callable[[], Awaitable[list[SuiteResult]]]) -> list
 
 @asynccontextmanager
 async def reference(model: str, logs: Path) -> AsyncIterator[str]:
-    """A naive fp32 engine with ``model``; its URL."""
+    """A naive fp32 engine with ``model``; its URL.  It judges and is not measured, so it may share a device."""
     settings = {"model": model, "attention": "naive", "dtype": "float32", "prefix_caching": "false", "threads": "1"}
-    async with launched(find("reference"), settings, logs, name="conform-reference") as running:
+    async with launched(find("reference"), settings, logs, name="naive-reference", share_device=True) as running:
         yield running.url
 
 

@@ -11,17 +11,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from harness.cli.conform import reference
 from harness.conformance.api import Api
 from harness.conformance.features import served_model
-from harness.conformance.limits import Limits, limits_of
+from harness.conformance.limits import Limits, limits_of_engine
 from harness.conformance.loaded import LEAST_DECIDED, TIMEOUT_S, Finding, Loaded, LoadedJudge
-from harness.engines.catalogue import find
 from harness.engines.errors import EngineError
-from harness.engines.launch import launched
 from harness.engines.probe import Probe
 from harness.load.plan import VerifyAsked
-from harness.results.conformance import CaseResult, SuiteResult, Verdict, exit_code_of, verify_file
-from harness.results.schema import CellInfo, EngineInfo
+from harness.results.conformance import CaseResult, SuiteResult, Verdict, answers_case, exit_code_of, verify_file
+from harness.results.schema import CellInfo
 from harness.results.writer import RunWriteError, write_document
 
 REFERENCE_ANSWERS_S = 15.0  # to be asked what it serves
@@ -45,12 +44,11 @@ class RunVerifier:
         """Raises EngineError when the reference does not start, RunWriteError."""
         info, started, clock = found.info, datetime.datetime.now(datetime.UTC), time.monotonic()
         self._note(f"{info.name}: judging answers of the loaded run")
-        limits = _limits(info)
+        limits = limits_of_engine(info)
         results: list[CaseResult] = []
         async with contextlib.AsyncExitStack() as stack:
             api = await stack.enter_async_context(Api(info.url, info.model, api_key=self._api_key, timeout_s=TIMEOUT_S))
-            reference = await stack.enter_async_context(self._reference())
-            judge = LoadedJudge(api, limits, reference)
+            judge = LoadedJudge(api, limits, await stack.enter_async_context(self._reference()))
             for cell in cells:
                 answers = self._drawn(cell, rows)
                 before = time.monotonic()
@@ -93,12 +91,9 @@ class RunVerifier:
             return
         async with contextlib.AsyncExitStack() as stack:
             url = self._asked.reference_url
-            if url is None:
-                settings = {"model": self._asked.reference_model, "attention": "naive", "dtype": "float32"}
-                running = launched(
-                    find("reference"), settings, self._out / "logs", name="verify-reference", share_device=True
-                )
-                url = (await stack.enter_async_context(running)).url
+            if self._asked.reference_model is not None:
+                url = await stack.enter_async_context(reference(self._asked.reference_model, self._out / "logs"))
+            assert url is not None
             url = url.rstrip("/").removesuffix("/v1")
             try:
                 model = await served_model(url, REFERENCE_ANSWERS_S)
@@ -119,15 +114,10 @@ class RunVerifier:
         self._note(f"{name}: {answers} answers of the loaded run verified")
 
 
-def _limits(info: EngineInfo) -> Limits:
-    kv = info.settings.get("kv_dtype") or info.settings.get("cache_type_k")
-    return limits_of(info.dtype, str(kv) if kv else None)
-
-
 def _result(cell: CellInfo, finding: Finding, limits: Limits, seconds: float) -> CaseResult:
     verdict, reason = _verdict(finding, limits)
     return CaseResult(
-        id=f"RUN.{cell.cell_id}",
+        id=answers_case(cell.cell_id),
         family="RUN",
         level="MUST",
         title=f"{cell.cell_id}: {TITLE}",

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.results.schema import EngineInfo
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -34,6 +36,12 @@ def limits_of(dtype: str | None, kv_dtype: str | None = None) -> Limits:
     """Limits for declared types of weights and KV; the coarser of the two counts."""
     found = [named(text) for text in (dtype, kv_dtype) if text]
     return max(found, key=lambda limits: limits.regret) if found else UNKNOWN
+
+
+def limits_of_engine(info: EngineInfo, dtype: str | None = None, kv_dtype: str | None = None) -> Limits:
+    """By what the engine says of itself; ``dtype`` and ``kv_dtype`` win over that."""
+    kv = kv_dtype or str(info.settings.get("kv_dtype") or info.settings.get("cache_type_k") or "") or None
+    return limits_of(dtype or info.dtype, kv)
 
 
 def named(text: str) -> Limits:

@@ -20,7 +20,7 @@ from harness.conformance.case import Case, Failed, Inconclusive, NonStrict, Outc
 from harness.conformance.cases import all_cases
 from harness.conformance.context import Context, Options
 from harness.conformance.features import Features, find_features, served_model
-from harness.conformance.limits import limits_of
+from harness.conformance.limits import limits_of_engine
 from harness.conformance.prompts import Prompts
 from harness.conformance.sentinel_asks import SentinelAsks, SentinelPrompts, is_sentinel
 from harness.results.conformance import CaseResult, Status, SuiteResult, Verdict, exit_code_of
@@ -168,9 +168,7 @@ class Setting:
         self.reference = reference
         self.tokenizers = tokenizers
         self.prompts = prompts
-        info = features.info
-        kv = options.kv_dtype or str(info.settings.get("kv_dtype") or info.settings.get("cache_type_k") or "") or None
-        self.limits = limits_of(options.dtype or info.dtype, kv)
+        self.limits = limits_of_engine(features.info, options.dtype, options.kv_dtype)
         self.sentinel = SentinelAsks(takes_ids=prompts.takes_ids) if is_sentinel(features.info) else None
 
     @classmethod

@@ -102,6 +102,11 @@ def verify_file(engine: str) -> str:
     return f"verify-{engine}.json"
 
 
+def answers_case(cell_id: str) -> str:
+    """Id under which that document holds the finding of one cell."""
+    return f"RUN.{cell_id}"
+
+
 def suites_in(run: Path, kind: Literal["conformance", "verify"]) -> list[SuiteResult]:
     """Results that lie in a run directory (``conform --out RUN``, ``run --verify``); unreadable ones are left out."""
     found = []

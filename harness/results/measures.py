@@ -57,6 +57,9 @@ def measures(summary: CellSummary, data: CellData, window: tuple[int, int] | Non
         result["throttled_share"] = throttled_share(data, window)
         result["foreign_processes"] = foreign_processes(data, window)
         result |= delivery_measures(data, window)
+        if (result["error_share"] or 0.0) > REFUSED_SHARE:
+            # Requests that the engine fails at once leave its slots empty, whatever the client does.
+            result.pop("concurrency_shortfall", None)
         result["telemetry_missing"] = telemetry_missing(data, window)
     return result
 
@@ -75,22 +78,12 @@ def delivery_measures(data: CellData, window: tuple[int, int]) -> dict[str, floa
         result["rate_shortfall"] = max(0.0, 1 - asked / got) if timed.sum() > 1 and got > 0 else None
     concurrency = data.info.load.concurrency
     thinks = bool(data.info.workload.parameters.get("think_s"))
-    if concurrency is not None and not thinks and drain_start(data) is not None and not _refused(data):
+    if concurrency is not None and not thinks and drain_start(data) is not None:
         t, n = in_flight(data)
         edges = np.clip(np.append(t, window[1]), window[0], window[1])
         mean = float((n * np.diff(edges)).sum() / (window[1] - window[0]))
         result["concurrency_shortfall"] = max(0.0, 1 - mean / concurrency)
     return result
-
-
-def _refused(data: CellData) -> bool:
-    """Whether the engine failed so many requests, most of them at once, that its slots stood empty for that."""
-    classes = data.requests["error_class"].to_pylist()
-    failed = sum(
-        is_measured and not ok and error != "cancelled"
-        for is_measured, ok, error in zip(data.measured, data.ok, classes, strict=True)
-    )
-    return failed > REFUSED_SHARE * int(data.measured.sum())
 
 
 def throttled_share(data: CellData, window: tuple[int, int]) -> float | None:

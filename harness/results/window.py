@@ -60,8 +60,7 @@ def drain_start(data: CellData) -> float | None:
     slots = _slots(data)
     if np.unique(slots[sent & data.measured]).size < ROUNDS_FOR_A_WINDOW * concurrency:
         return None
-    of_slot = slots[sent]
-    _, group = np.unique(of_slot, return_inverse=True)
+    _, group = np.unique(slots[sent], return_inverse=True)
     ends = np.full(group.max() + 1, -np.inf)
     # A request without an end (the run was cut) never freed its slot.
     np.maximum.at(ends, group, np.where(np.isnan(done[sent]), np.inf, done[sent]))
@@ -71,9 +70,10 @@ def drain_start(data: CellData) -> float | None:
 
 
 def _slots(data: CellData) -> Floats:
-    """For each request a number that it shares with the other turns of its conversation only."""
+    """For each request a number that it shares with the other turns of its conversation only.
+
+    Warm-up conversations are numbered from 0 as the measured ones are: theirs become odd, the measured ones' even, and
+    lone requests negative.
+    """
     conversation = data.column("conversation")
-    alone = np.isnan(conversation)
-    # Lone requests are numbered below all conversations.
-    base = np.nanmin(conversation) if not alone.all() else 0.0
-    return np.where(alone, base - 1 - np.arange(alone.size), conversation)
+    return np.where(np.isnan(conversation), -1.0 - np.arange(conversation.size), 2 * conversation + ~data.measured)

@@ -10,7 +10,7 @@ import pytest
 
 from harness.results.conformance import CaseResult, SuiteResult, verify_file
 from reports.build import build_report
-from reports.correctness import answers_of, correctness
+from reports.correctness import answers_of, correctness, judged_answers
 from reports.dataset import load_dataset
 
 
@@ -77,10 +77,14 @@ def test_an_engine_that_was_not_judged_is_told(two: tuple[Any, Path]) -> None:
     assert correctness(data)[:2] == ("ANSWERS NOT PROVEN", "suspect")
     assert "1 of 2 engines not checked" in correctness(data).text
     cells = {engine.name: [c for c in data.cells if c.engine.info.name == engine.name] for engine in manifest.engines}
-    judged = answers_of(cells[first.name])
+    found = judged_answers(data)
+    judged = answers_of(cells[first.name], found)
     assert judged is not None
     assert judged.badge == "verified"
-    assert answers_of(cells[second.name]) is None
+    assert answers_of(cells[second.name], found) is None
+    some = answers_of([*cells[first.name], *cells[second.name]], found)  # as where one of several repeats was judged
+    assert some is not None
+    assert some.badge == "NOT PROVEN"
     assert "not checked" in build_report(path).read_text()
 
 

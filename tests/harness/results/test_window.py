@@ -61,6 +61,17 @@ def test_a_slot_is_held_by_a_conversation_and_not_by_a_request() -> None:
     assert log.summary().validity == "VALID", log.summary().reasons
 
 
+def test_warmup_conversations_are_others_although_they_have_the_same_numbers() -> None:
+    """Three slots: warm-up conversation 0 and measured conversation 0 outlast the five short ones of the third slot."""
+    cell = cell_info(concurrency=3)
+    log = Log(cell)
+    log.request(cell, -1, T0, S, [9 * S], conversation=0, turn=0)
+    log.request(cell, 0, T0, S, [8 * S], conversation=0, turn=0)
+    for number in range(1, 6):
+        log.request(cell, number, T0 + (number - 1) * S, S // 2, [S // 2], conversation=number, turn=0)
+    assert drain_start(CellData.of(log.run(), cell)) == T0 + 5 * S
+
+
 def test_a_request_without_an_end_never_freed_its_slot() -> None:
     cell = cell_info(concurrency=1)
     log = Log(cell)
