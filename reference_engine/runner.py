@@ -107,11 +107,7 @@ class ModelRunner:
     def poison(self) -> None:
         """Fill the whole pool with NaN: in tests, any read of a slot that was never written shows in the logits."""
         for layer in self.layers:
-            for pool in layer.tensors():
-                if pool.dtype.is_floating_point:
-                    pool.fill_(float("nan"))
-                else:
-                    pool.fill_(torch.iinfo(pool.dtype).max)
+            layer.fill(float("nan"))
 
     def _forward(self, step: StepTensors) -> Tensor:
         return self.model.forward(step.input_ids, step.positions, self._attend(step.meta), step.logit_rows)

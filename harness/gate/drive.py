@@ -18,7 +18,6 @@ from typing import Any
 from harness.gate.builds import Build, Reset, plan_of
 from harness.gate.cache_reset import reset_cache
 from harness.gate.design import orders_of
-from harness.gate.foreign import ForeignLoad
 from harness.gate.judge import counted_pairs, is_over, judge, void_share
 from harness.gate.recorded import different_setups
 from harness.gate.samples import SampleError, read_samples
@@ -158,7 +157,6 @@ class Driver:
         if self.reset == "cache":
             reset_cache(build.where, self.api_key)
         self._runs[arm] += 1
-        watch = ForeignLoad() if not build.is_url and self.thresholds.void.foreign_cpu is not None else None
         failure: RunFailed | None = None
         try:
             if self.run_once(plan, self.out / "runs" / name):
@@ -166,16 +164,12 @@ class Driver:
                 return None
         except RunFailed as error:
             failure = error
-        sample = self._read(arm, self.out / "runs" / name, failure)
-        foreign = watch.reason(self.thresholds.void.foreign_cpu or 0.0) if watch is not None else None
-        if foreign is not None:
-            sample.void.append(foreign)
-        return sample
+        return self._read(arm, self.out / "runs" / name, failure)
 
     def _read(self, arm: Arm, path: Path, failure: RunFailed | None) -> RunSample:
         """The sample of a run directory.  A build that never worked ends the gate; one that breaks later voids the run."""
         try:
-            samples, info = read_samples(path, arm, arm, self.thresholds.void.error_share)
+            samples, info = read_samples(path, arm, arm, self.thresholds.void)
         except (RunReadError, SampleError) as error:
             if failure is None or arm not in self._infos:
                 raise failure or error from error

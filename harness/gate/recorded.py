@@ -88,7 +88,7 @@ def recorded_gate(
     texts: list[tuple[Arm, Sequence[str]]] = [("baseline", baseline), ("candidate", candidate)]
     for arm, given in texts:
         for path, engine in expand(given, arm):
-            samples, info = read_samples(path, arm, engine, thresholds.void.error_share)
+            samples, info = read_samples(path, arm, engine, thresholds.void)
             sides[arm] += samples
             infos.setdefault(arm, info.model_copy(update={"where": ", ".join(given)}))
         sides[arm].sort(key=lambda sample: sample.started_ns or 0)

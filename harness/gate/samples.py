@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from harness.gate.catalogue import METRICS
+from harness.gate.thresholds import VoidAsked
 from harness.results.cells import CellData
 from harness.results.gate import Arm, ArmInfo, RunSample
 from harness.results.measures import measures
@@ -26,7 +27,6 @@ from harness.results.schema import CellInfo, CellSummary
 from harness.results.validity import RULES
 from harness.results.window import measured_window
 
-DEFAULT_ERROR_SHARE = 0.001
 # Rules of validity that void a run already at their first threshold; the second voids it whatever the rule.
 VOIDING = {
     "interrupted",
@@ -38,9 +38,7 @@ VOIDING = {
     "length_mismatch",
     "throttled",
     "throttled_share",
-    "foreign_process",
     "foreign_processes",
-    "foreign_load",
 }
 # ... and those that the engine, not the client or the machine, is to blame for.
 BLAMED_ON_ENGINE = {"no_success", "failed_to_finish", "error_share", "length_mismatch"}
@@ -52,11 +50,12 @@ class SampleError(ValueError):
 
 
 def read_samples(
-    path: Path, arm: Arm, engine: str | None = None, error_share: float = DEFAULT_ERROR_SHARE
+    path: Path, arm: Arm, engine: str | None = None, limits: VoidAsked | None = None
 ) -> tuple[list[RunSample], ArmInfo]:
     """One sample for each repeat in the run directory ``path``, and who was measured.
 
-    ``engine`` names one of several.  Raises SampleError, and RunReadError for a directory that is not a run.
+    ``engine`` names one of several; ``limits``: from where on a run is void (default: the gate's own).  Raises
+    SampleError, and RunReadError for a directory that is not a run.
     """
     run = load_run(path)
     names = [info.name for info in run.manifest.engines]
@@ -69,7 +68,7 @@ def read_samples(
     for cell in run.manifest.cells:
         if cell.engine == chosen:
             repeats[cell.repeat].append(cell)
-    samples = [_sample(run, cells, arm, error_share) for _, cells in sorted(repeats.items())]
+    samples = [_sample(run, cells, arm, limits or VoidAsked()) for _, cells in sorted(repeats.items())]
     return samples, ArmInfo(where=str(path), facts=_facts(run, chosen))
 
 
@@ -78,7 +77,7 @@ def cell_key(cell: CellInfo) -> str:
     return cell.cell_id.removeprefix(f"{cell.engine}.").removesuffix(f".{cell.repeat}")
 
 
-def _sample(run: Run, cells: Sequence[CellInfo], arm: Arm, error_share: float) -> RunSample:
+def _sample(run: Run, cells: Sequence[CellInfo], arm: Arm, limits: VoidAsked) -> RunSample:
     sample = RunSample(arm=arm, source=str(run.path), run_id=run.manifest.run_id)
     if run.manifest.status in ("failed", "interrupted", "running"):
         sample.void.append(f"the run ended as {run.manifest.status!r}")
@@ -93,7 +92,7 @@ def _sample(run: Run, cells: Sequence[CellInfo], arm: Arm, error_share: float) -
             sample.values[f"{key}/{name}"] = value
             if count is not None:
                 sample.samples[f"{key}/{name}"] = count
-        _judge_cell(sample, data, summary, error_share)
+        _judge_cell(sample, data, summary, limits)
         _take_answers(sample, key, data)
     if not sample.digests:
         sample.void.append("the run holds no cell of this engine")
@@ -111,22 +110,26 @@ def _started(run: Run, cells: Sequence[CellInfo]) -> int | None:
     return round(created.timestamp()) * 10**9 + (min(mine) - min(begun) if mine else 0)
 
 
-def _judge_cell(sample: RunSample, data: CellData, summary: CellSummary, error_share: float) -> None:
-    """Fill ``void``, ``broken`` and ``notes`` by the rules of validity and the gate's stricter limit on errors."""
+def _judge_cell(sample: RunSample, data: CellData, summary: CellSummary, limits: VoidAsked) -> None:
+    """Fill ``void``, ``broken`` and ``notes`` by the rules of validity, two of them with limits of the gate's own."""
+    asked = {"error_share": limits.error_share, "foreign_cpu": limits.foreign_cpu}
     found = measures(summary, data, measured_window(data))
     numbers = {name: value for name, value in found.items() if value is not None}
     for rule in RULES:
         value = found.get(rule.measure)
         if value is None:
             continue
-        is_invalid = rule.invalid is not None and value > rule.invalid
-        is_suspect = rule.suspect is not None and value > rule.suspect
-        if rule.measure == "error_share":
-            is_suspect = value > error_share
-        if not (is_invalid or is_suspect):
+        if rule.measure in asked:
+            limit = asked[rule.measure]
+            is_void = is_told = limit is not None and value > limit
+        else:
+            is_invalid = rule.invalid is not None and value > rule.invalid
+            is_told = is_invalid or (rule.suspect is not None and value > rule.suspect)
+            is_void = is_invalid or (is_told and rule.measure in VOIDING)
+        if not is_told:
             continue
         sentence = rule.sentence.format(value=value, **numbers)
-        if is_invalid or rule.measure in VOIDING or rule.measure == "error_share":
+        if is_void:
             sample.void.append(sentence)
             if rule.measure in BLAMED_ON_ENGINE:
                 sample.broken.append(sentence)

@@ -56,6 +56,8 @@ def measures(summary: CellSummary, data: CellData, window: tuple[int, int] | Non
     if window is not None:
         result["throttled_share"] = throttled_share(data, window)
         result["foreign_processes"] = foreign_processes(data, window)
+        result["foreign_cpu"] = machine_share(data, "foreign_cpu_percent", window)
+        result["stolen_cpu"] = machine_share(data, "stolen_cpu_percent", window)
         result |= delivery_measures(data, window)
         if (result["error_share"] or 0.0) > REFUSED_SHARE:
             # Requests that the engine fails at once leave its slots empty, whatever the client does.
@@ -100,6 +102,13 @@ def foreign_processes(data: CellData, window: tuple[int, int]) -> float | None:
     """The most processes of others on a device that the engine used; None where they cannot be told apart."""
     seen = [series.maximum(*window) for series in data.by_label("nvml", "foreign_processes").values()]
     return max((number for number in seen if number is not None), default=None)
+
+
+def machine_share(data: CellData, name: str, window: tuple[int, int]) -> float | None:
+    """Mean over the window of a percentage of the machine, as a share; None where it was not sampled."""
+    series = data.telemetry("machine", name)
+    mean = None if series is None else series.mean(*window)
+    return None if mean is None else mean / 100
 
 
 def telemetry_missing(data: CellData, window: tuple[int, int]) -> float | None:

@@ -55,6 +55,8 @@ RULES: tuple[Rule, ...] = (
     Rule("blurred_chunks", 0.005, 0.05, "the client was so late that {value:.1%} of the chunks were read together with "
          "others and bear their time: times between chunks are bent"),
     Rule("foreign_processes", 0.5, None, "{value:.0f} other processes used the engine's GPU"),
+    Rule("foreign_cpu", 0.20, 0.50, "other processes used {value:.0%} of the CPUs that the engine ran on"),
+    Rule("stolen_cpu", 0.05, 0.50, "the hypervisor gave {value:.0%} of the CPUs' time to other guests"),
     Rule("clock_steps", 0.5, None, "the machine's real-time clock was stepped {value:.0f} times while bytes were stamped"),
     Rule("throttled_share", 0.05, 0.50, "the GPU's clocks were held down (heat, power brake) {value:.0%} of the time"),
     Rule("client_cpu_percent", 80.0, 95.0, "the client used {value:.0f} % of a core, it may be the bottleneck"),

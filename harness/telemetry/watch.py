@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from harness.engines.launch import tree
+from harness.telemetry.foreign import ForeignSampler
 from harness.telemetry.nvml import NvmlSampler
 from harness.telemetry.periodic import Periodic
 from harness.telemetry.process import ProcessSampler
@@ -15,6 +17,7 @@ from harness.telemetry.scrape import Scraper
 
 SCRAPE_PERIOD_S = 0.2
 PROCESS_PERIOD_S = 0.5
+MACHINE_PERIOD_S = 1.0
 DEVICE_PERIOD_S = 0.1
 
 Append = Callable[[str, Iterable[Mapping[str, Any]]], None]  # table name, rows
@@ -45,6 +48,9 @@ class Watch:
         if pids is not None:
             server = ProcessSampler(pids)
             self._threads.append(Periodic("processes", PROCESS_PERIOD_S, self._rows("system", server.sample)))
+            # Only where the engine is ours from its start can its processes be told from others'.
+            others = ForeignSampler(lambda: sorted({*tree(os.getpid()), *pids()}))
+            self._threads.append(Periodic("machine", MACHINE_PERIOD_S, self._rows("system", others.sample)))
         if devices is not None and devices.devices:
             self._threads.append(Periodic("devices", DEVICE_PERIOD_S, self._rows("system", devices.sample)))
 

@@ -41,6 +41,23 @@ class KVCacheLayer:
         own = [scale for scale in (self.key_scale, self.value_scale) if scale is not None and scale.dim() == 3]
         return self.key, self.value, *own
 
+    def fill(self, value: float, blocks: Tensor | None = None) -> None:
+        """Overwrite all blocks, or those of the int64 ids ``blocks``, with ``value``, as poison.
+
+        A type that cannot hold it takes what it can: int8 its largest number, with the value in the scales.
+        """
+        for pool in self.tensors():
+            if pool.dtype.is_floating_point:
+                one = torch.tensor(value).to(pool.dtype)
+            else:
+                one = torch.tensor(torch.iinfo(pool.dtype).max, dtype=pool.dtype)
+            # torch has no index_fill_ for fp8.
+            stored, one = (pool.view(torch.uint8), one.view(torch.uint8)) if pool.dtype.itemsize == 1 else (pool, one)
+            if blocks is None:
+                stored.fill_(one.item())
+            else:
+                stored.index_fill_(0, blocks, one.item())
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:

@@ -11,10 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from reference_engine.config import ConfigError
-from reference_engine.faults.attention import _round_to_fp8
 from reference_engine.faults.lab import Lab
 from reference_engine.faults.registry import COMMON, Fault, Value, add, fault
-from reference_engine.faults.tools import Attended, on_attention
 from reference_engine.models.ops import TorchOps
 from reference_engine.outputs import SequenceOutput
 from reference_engine.server.api import GenerationApi
@@ -41,6 +39,7 @@ def _by_options(id: str, title: str, trigger: str, change: Change, **parameters:
 
 _by_options("N1", "another attention backend", "always", lambda given, values: {"attention": "naive"})
 _by_options("N2", "bf16, not batch invariant", "always", lambda given, values: {"dtype": "bfloat16"})
+_by_options("N10", "K/V in fp8, and said so", "always", lambda given, values: {"kv_dtype": "fp8_e4m3"})
 _by_options("N3", "no CUDA graphs", "on CUDA", lambda given, values: {"cuda_graphs": False})
 _by_options("N4", "no prefix cache", "always", lambda given, values: {"prefix_cache": False})
 _by_options(
@@ -118,20 +117,6 @@ def _deliver_in_bursts(lab: Lab, size: int) -> None:
 )
 def bursts(lab: Lab) -> None:
     _deliver_in_bursts(lab, int(lab.value("burst")))
-
-
-@fault("N10", "K/V in fp8, and said so", source=SOURCE, trigger="always", kind="benign")
-def declared_fp8(lab: Lab) -> None:
-    def make(forward: Attended) -> Attended:
-        def faulty(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **settings: Any) -> Tensor:
-            lab.fires()
-            return forward(query, _round_to_fp8(key), _round_to_fp8(value), *rest, **settings)
-
-        return faulty
-
-    on_attention(lab, make)
-    for described in (lab.serving.model.settings, lab.serving.model.cache_config):
-        described["kv_dtype" if "engine" in described else "cache_dtype"] = "fp8_e4m3"
 
 
 @fault("N12", "several tokens in one streamed event", source=SOURCE, trigger="streams", kind="benign", tokens=3)

@@ -88,13 +88,15 @@ def _json(document: Any) -> web.Response:
 def describe_kv(engine: Engine) -> dict[str, int]:
     """Numbers that the bytes of a token follow from, and the bytes that the pool's tensors really hold."""
     runner = _runner(engine)
-    config = runner.model_config
+    config, first = runner.model_config, runner.layers[0]
+    slot_scale = first.key_scale is not None and first.key_scale.dim() == 3
     return {
         "num_layers": config.num_layers,
         "num_kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "element_bytes": runner.dtype.itemsize,
-        "kv_bytes": sum(layer.key.nbytes + layer.value.nbytes for layer in runner.layers),
+        "element_bytes": first.key.element_size(),
+        "head_scale_bytes": first.key_scale.element_size() if slot_scale else 0,
+        "kv_bytes": sum(tensor.nbytes for layer in runner.layers for tensor in layer.tensors()),
     }
 
 
@@ -112,8 +114,7 @@ def poison_blocks(engine: Engine, value: float, request_id: str | None) -> list[
     if blocks:
         index = torch.tensor(blocks, device=layers[0].key.device)
         for layer in layers:
-            layer.key.index_fill_(0, index, value)
-            layer.value.index_fill_(0, index, value)
+            layer.fill(value, index)
     return blocks
 
 

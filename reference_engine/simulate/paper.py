@@ -13,9 +13,10 @@ from itertools import pairwise
 from multiprocessing import get_context
 from typing import Any
 
+from reference_engine.simulate import paper_real as real
 from reference_engine.simulate import paper_runs as runs
 
-SCHEMA = "pagedbench-paper/1"
+SCHEMA = "pagedbench-paper/2"
 Results = Mapping[tuple[Any, ...], dict[str, Any]]
 
 LABELS = {
@@ -60,9 +61,18 @@ FITTED = [
 
 
 def reproduce(
-    *, seed: int = 0, processes: int = 2, progress: Callable[[int, int], None] = lambda done, total: None
+    *,
+    seed: int = 0,
+    processes: int = 2,
+    model: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda said: None,
 ) -> dict[str, Any]:
-    """Run everything; the JSON document of ``pagedbench paper``.  ``progress(done, total)`` after each run."""
+    """Run everything; the JSON document of ``pagedbench paper``.
+
+    ``model``: the policies are then measured on it, too, after the simulations.  ``progress(done, total)`` after each
+    simulation, ``note(said)`` after each measured run.
+    """
     listed = runs.jobs(seed)
     results: dict[tuple[Any, ...], dict[str, Any]] = {}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -71,6 +81,9 @@ def reproduce(
             results[pending[done]] = done.result()
             progress(len(results), len(listed))
     figures = [figure(results) for figure in (fig2, fig13, fig12, fig15, fig18b, fig19)]
+    measured = None if model is None else real.measure_real(model, seed, note)
+    if measured is not None:
+        figures.append(on_a_real_engine(model or "", measured))
     rows = [row for figure in figures for row in figure["rows"] if row["within"] is not None]
     return {
         "schema": SCHEMA,
@@ -81,6 +94,7 @@ def reproduce(
         "figures": figures,
         "within": sum(row["within"] for row in rows),
         "judged": len(rows),
+        "real": measured,
         "timelines": {policy: results["saturated", policy]["timeline"] for policy in runs.POLICIES},
     }
 
@@ -111,7 +125,7 @@ def row(
 
 
 def figure(name: str, title: str, rows: list[dict[str, Any]], notes: list[str], **more: Any) -> dict[str, Any]:
-    return {"figure": name, "title": title, "rows": rows, "notes": notes, "secondary": True, "series": [], **more}
+    return {"figure": name, "title": title, "rows": rows, "notes": notes, "secondary": True, "series": []} | more
 
 
 def fig2(results: Results) -> dict[str, Any]:
@@ -292,3 +306,26 @@ def fig19(results: Results) -> dict[str, Any]:
     ]
     return figure("Fig. 19", "Recompute against swap", rows, notes, series=series, x="block size, tokens", y="ms",
                   log_x=True, log_y=True)  # fmt: skip
+
+
+def on_a_real_engine(model: str, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The policies on this machine, beside nothing: the paper has no such machine.  Only the order is the paper's."""
+    title = f"The same policies on {model}, on this machine"
+    if "unavailable" in measured:
+        return figure("Measured", title, [], [f"Not measured: {measured['unavailable']}"], secondary=False)
+    cells = measured["cells"]
+    rows = [
+        row(LABELS[policy], quantity, middle, None, kind="measured", unit=unit)
+        for policy, quantity, middle, unit in real.real_rows(cells)
+    ]
+    rows.append(
+        row(model, "requests at once, Max < Pow2 < Oracle < paged", float(real.is_ordered(cells)), 1.0,
+            kind="measured", unit="holds", tolerance="0pt")
+    )  # fmt: skip
+    notes = [
+        f"{real.REQUESTS} requests offered at once, lengths {real.SCALE:g} of ShareGPT's, {real.KV_SLOTS} KV slots in blocks "
+        f"of {real.BLOCK_SIZE}, at most {real.MAX_MODEL_LEN} tokens a request, no server; means over the time in which "
+        "requests wait. The free end of a last block is large beside sequences this short, so paged wastes more than in "
+        "Fig. 2.",
+    ]
+    return figure("Measured", title, rows, notes, secondary=False)

@@ -11,46 +11,16 @@ Prints requests at once, output tokens/s and waste of every policy, median and r
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-from engine_bench import Ask, Bench, Measured, drive, finish, interleaved, parser, run_main, spread
+from engine_bench import bench_of, finish, parser, run_main, spread
 
-from reference_engine.request import SamplingParams
-from reference_engine.simulate.trace import SHAREGPT, Dataset, LengthLaw
-
-POLICIES = ("static", "orca-max", "orca-pow2", "orca-oracle", "paged")
-
-
-def asks(bench: Bench, scale: float, count: int, max_model_len: int, seed: int) -> list[Ask]:
-    """``count`` requests with ShareGPT-like lengths times ``scale``; every answer has exactly its length."""
-    laws = [LengthLaw(law.mean * scale, law.cv) for law in (SHAREGPT.prompt, SHAREGPT.output)]
-    trace = Dataset("scaled", *laws).trace(rate=0, count=count, seed=seed, max_model_len=max_model_len)
-    rng = np.random.default_rng(seed)
-    return [
-        Ask(bench.words(rng, prompt), SamplingParams(max_tokens=output, ignore_eos=True, temperature=0.0))
-        for _, prompt, output in trace
-    ]
-
-
-def rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a policy with the values of all repeats."""
-    return [
-        {
-            "policy": policy,
-            **{
-                key: [cell[key] for cell in cells if cell["policy"] == policy]
-                for key in ("at_once", "output_tokens_per_s", "waste", "preemptions", "recomputed_tokens", "seconds")
-            },
-        }
-        for policy in dict.fromkeys(cell["policy"] for cell in cells)
-    ]
+from reference_engine.policies.measured import by_policy, measure_policies
 
 
 def table(cells: list[dict[str, Any]]) -> str:
     lines = [f"{'policy':<12}{'requests at once':>24}{'output tokens/s':>28}{'waste %':>24}"]
-    for row in rows(cells):
+    for row in by_policy(cells):
         waste = spread([100 * share for share in row["waste"]])
         lines.append(
             f"{row['policy']:<12}{spread(row['at_once']):>24}{spread(row['output_tokens_per_s']):>28}{waste:>24}"
@@ -66,36 +36,26 @@ def main() -> None:
     options_parser.add_argument("--max-model-len", type=int, default=512, help="tokens of one request [tokens]")
     options_parser.add_argument("--kv-slots", type=int, default=2048, help="the KV budget of every policy [tokens]")
     options = options_parser.parse_args()
-    bench = Bench.of(
-        options,
-        num_blocks=options.kv_slots // 16,
-        max_model_len=options.max_model_len,
+    bench = bench_of(options, num_blocks=options.kv_slots // 16, max_model_len=options.max_model_len)
+    bench.settings["max_model_len"] = options.max_model_len
+    cells: list[dict[str, Any]] = list(
+        measure_policies(
+            bench,
+            requests=options.requests,
+            repeats=options.repeats,
+            scale=options.scale,
+            max_model_len=options.max_model_len,
+            seed=options.seed,
+            progress=lambda said: print(said, file=sys.stderr),
+        )
     )
-    length = bench.settings["max_model_len"] = options.max_model_len
-    drive(bench.engine(), asks(bench, options.scale, 4, length, options.seed + 1000))  # warms caches up
-    cells: list[dict[str, Any]] = []
-    for repeat, policy in interleaved(POLICIES, options.repeats):
-        offered = asks(bench, options.scale, options.requests, length, options.seed + repeat)
-        found: Measured = drive(bench.engine(scheduler={"policy": policy}), offered)
-        cells.append(
-            {
-                "repeat": repeat,
-                "policy": policy,
-                "output_tokens_per_s": found.output_tokens_per_s,
-                **{key: value for key, value in asdict(found).items() if key != "ttft_s"},
-            }
-        )
-        print(
-            f"repeat {repeat} {policy}: {found.seconds:.0f} s, {found.output_tokens_per_s:.0f} tokens/s",
-            file=sys.stderr,
-        )
     document = {
         "settings": bench.settings,
         "requests": options.requests,
         "scale": options.scale,
         "kv_slots": options.kv_slots,
         "cells": cells,
-        "rows": rows(cells),
+        "rows": by_policy(cells),
     }
     finish(options, "policies", document, table(cells))
 

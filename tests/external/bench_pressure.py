@@ -17,8 +17,9 @@ import sys
 from typing import Any
 
 import numpy as np
-from engine_bench import Ask, Bench, drive, finish, interleaved, parser, run_main, spread
+from engine_bench import bench_of, finish, parser, run_main, spread
 
+from reference_engine.bench import Ask, drive, interleaved
 from reference_engine.config import DEFAULT_WATERMARK
 from reference_engine.request import SamplingParams
 
@@ -70,7 +71,7 @@ def main() -> None:
     for asked in offered:
         if min(options.pools) / 100 * blocks_of(asked) < max(blocks_of([one]) for one in asked):
             sys.exit(f"error: {min(options.pools):g} % of the pool cannot hold the longest request; raise --requests")
-    bench = Bench.of(
+    bench = bench_of(
         options,
         num_blocks=full,
         block_size=BLOCK,

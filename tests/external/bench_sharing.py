@@ -16,8 +16,9 @@ import sys
 from typing import Any
 
 import numpy as np
-from engine_bench import FEWEST_PAIRS, Ask, Bench, drive, finish, paired_cost, parser, run_main, spread
+from engine_bench import FEWEST_PAIRS, bench_of, finish, paired_cost, parser, run_main, spread
 
+from reference_engine.bench import Ask, Bench, drive
 from reference_engine.request import SamplingParams
 from reference_engine.simulate.trace import ALPACA
 
@@ -110,7 +111,7 @@ def main() -> None:
     options = options_parser.parse_args()
     if options.pairs < FEWEST_PAIRS:
         options_parser.error(f"--pairs: take at least {FEWEST_PAIRS}, fewer have no 95 % interval")
-    bench = Bench.of(
+    bench = bench_of(
         options,
         num_blocks=NUM_BLOCKS,
         max_model_len=MAX_MODEL_LEN,

@@ -11,16 +11,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference_engine"))
 
 from bench_pressure import BLOCK, blocks_of, lengths
-from engine_bench import Ask, drive, interleaved, paired_cost, spread
+from engine_bench import paired_cost, spread
 from hash_model import make_engine
 
+from reference_engine.bench import Ask, drive
 from reference_engine.request import SamplingParams
-
-
-def test_every_order_comes_first_once() -> None:
-    order = interleaved(("a", "b", "c"), 3)
-    assert [name for _, name in order] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
-    assert [number for number, _ in order] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_the_cost_is_that_of_the_pairs_and_its_interval_grows_with_their_noise() -> None:
@@ -69,25 +64,3 @@ def test_a_cut_pool_shows_in_the_counters(mode: str) -> None:
     assert (found.swapped_out_blocks > 0) == (mode == "swap")
     assert (found.recomputed_tokens > 0) == (mode == "recompute")
     assert 1 < found.at_once < 6
-
-
-def test_parallel_samples_save_blocks_and_single_ones_none() -> None:
-    saved = []
-    for n in (1, 4):
-        engine, _ = make_engine(prefix_caching=False)
-        saved.append(drive(engine, [Ask((70,) * 32, SamplingParams(max_tokens=8, ignore_eos=True, n=n))]).blocks_saved)
-    assert saved[0] == 0
-    # Eight prompt blocks stand once instead of four times, beside one or two own ones of each sample.
-    assert 0.55 < saved[1] < 0.75
-
-
-def test_reserving_policies_waste_what_paged_does_not() -> None:
-    waste = {}
-    for policy in ("orca-max", "paged"):
-        engine, _ = make_engine(num_blocks=64, prefix_caching=False, policy=policy, max_model_len=128)
-        asks = [Ask((70 + k,) * 8, SamplingParams(max_tokens=24, ignore_eos=True)) for k in range(12)]
-        found = drive(engine, asks)
-        waste[policy] = found.waste
-        assert found.output_tokens == 12 * 24
-    assert waste["orca-max"] > 0.5
-    assert waste["paged"] < 0.25

@@ -18,7 +18,7 @@ from harness.conformance.stats import slope
 @case(
     "MEM-01",
     "MUST",
-    "bytes a token are 2 x layers x KV heads x head size x bytes an element",
+    "bytes a token are 2 x layers x KV heads x head size x bytes an element, and scales",
     source="arithmetic",
     needs="debug_hooks metric:kv_pool_bytes metric:kv_slots_reserved",
     kills="F66",
@@ -29,7 +29,8 @@ async def bytes_per_token(ctx: Context) -> None:
     reply = await ctx.api.request("GET", "/debug/hooks")
     model = (reply.json() or {}).get("model") or {}
     ctx.require(model, f"GET /debug/hooks tells no model: {reply.words}")
-    due = 2 * model["num_layers"] * model["num_kv_heads"] * model["head_dim"] * model["element_bytes"]
+    head = model["head_dim"] * model["element_bytes"] + model.get("head_scale_bytes", 0)
+    due = 2 * model["num_layers"] * model["num_kv_heads"] * head
     told = values["kv_pool_bytes"] / values["kv_slots_reserved"]
     held = model.get("kv_bytes", 0) / values["kv_slots_reserved"]
     ctx.saw(due=due, told=told, held=held, **model)

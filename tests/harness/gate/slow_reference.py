@@ -1,7 +1,7 @@
 """The reference engine's server with a slowdown put into every step: ``python slow_reference.py SHARE [options...]``.
 
 Each step is followed by a sleep of SHARE times its own duration, on the engine's thread: the known truth of the gate's
-power measurements (docs/gate.md).
+power measurements (docs/gate.md).  With ``--simulate`` a step is a sleep already; it becomes longer by SHARE.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ from reference_engine.engine import Engine
 from reference_engine.outputs import SequenceOutput
 from reference_engine.plan import StepPlan
 from reference_engine.server.__main__ import main
+from reference_engine.simulate.profile import Profile
+from reference_engine.simulate.runner import SimulatedRunner
 
 
 def slow_down(share: float) -> None:
     """Replace ``Engine.run``: a step that computed for t seconds takes ``share * t`` seconds more; an empty one does not."""
-    run = Engine.run
+    run, step_seconds = Engine.run, Profile.step_seconds
 
     def slow_run(self: Engine, plan: StepPlan) -> list[SequenceOutput]:
         started = time.perf_counter()
         outputs = run(self, plan)
-        if not plan.is_empty:
+        if not (plan.is_empty or isinstance(self.runner, SimulatedRunner)):
             time.sleep(share * (time.perf_counter() - started))
         return outputs
 
+    def slow_seconds(self: Profile, plan: StepPlan, block_size: int) -> float:
+        return (1 + share) * step_seconds(self, plan, block_size)
+
     Engine.run = slow_run  # type: ignore[method-assign]
+    Profile.step_seconds = slow_seconds  # type: ignore[method-assign]
 
 
 def share_of(words: list[str]) -> float:

@@ -10,7 +10,6 @@ import pytest
 from harness.gate.builds import Build, BuildError, choose_reset, plan_of
 from harness.gate.design import orders_of
 from harness.gate.drive import Driver, RunFailed
-from harness.gate.foreign import ForeignLoad
 from harness.gate.samples import SampleError
 from harness.gate.thresholds import Thresholds, VoidAsked
 from harness.load.plan import RunPlan
@@ -183,11 +182,3 @@ def test_resets_that_cannot_be_done_are_refused() -> None:
         choose_reset(urls, "process")
     with pytest.raises(BuildError):
         choose_reset(BUILDS, "cache")
-
-
-def test_foreign_load_names_the_share() -> None:
-    watch = ForeignLoad()
-    assert watch.reason(1e6) is None
-    said = watch.reason(-1.0)
-    assert said is not None
-    assert said.startswith("other processes used")

@@ -15,6 +15,7 @@ from tests.harness.gate import slow_reference
 
 engine = pytest.importorskip("reference_engine.engine", reason="the reference engine needs torch")
 PROGRAM = Path(slow_reference.__file__)
+COMPUTES = SimpleNamespace(runner=None)
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         state.slept.append(seconds)
         state.now += seconds
 
-    monkeypatch.setattr(engine.Engine, "run", run)  # undone after the test, with what slow_down puts in its place
+    # Undone after the test, with what slow_down puts in their place.
+    monkeypatch.setattr(engine.Engine, "run", run)
+    monkeypatch.setattr(slow_reference.Profile, "step_seconds", lambda self, plan, block_size: 3.0)
     monkeypatch.setattr(time, "perf_counter", lambda: state.now)
     monkeypatch.setattr(time, "sleep", sleep)
     return state
@@ -39,18 +42,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_a_step_takes_its_share_longer_and_gives_the_same(clock: SimpleNamespace) -> None:
     slow_reference.slow_down(0.05)
     plan = SimpleNamespace(name="a step", is_empty=False)
-    assert engine.Engine.run(object(), plan) == "outputs of a step"
+    assert engine.Engine.run(COMPUTES, plan) == "outputs of a step"
     assert clock.slept == pytest.approx([0.1])
     assert clock.now == pytest.approx(102.1)
 
 
 def test_an_empty_step_and_a_share_of_zero_cost_nothing(clock: SimpleNamespace) -> None:
     slow_reference.slow_down(0.05)
-    engine.Engine.run(object(), SimpleNamespace(name="nothing", is_empty=True))
+    engine.Engine.run(COMPUTES, SimpleNamespace(name="nothing", is_empty=True))
     assert clock.slept == []
     slow_reference.slow_down(0.0)
-    engine.Engine.run(object(), SimpleNamespace(name="nothing", is_empty=True))
+    engine.Engine.run(COMPUTES, SimpleNamespace(name="nothing", is_empty=True))
     assert clock.now == pytest.approx(104.0)
+
+
+def test_a_simulated_step_is_a_longer_sleep_and_not_followed_by_one(clock: SimpleNamespace) -> None:
+    slow_reference.slow_down(0.05)
+    simulated = SimpleNamespace(runner=object.__new__(slow_reference.SimulatedRunner))
+    engine.Engine.run(simulated, SimpleNamespace(name="a step", is_empty=False))
+    assert clock.slept == []
+    profile = object.__new__(slow_reference.Profile)
+    assert profile.step_seconds(SimpleNamespace(), 16) == pytest.approx(3.15)
 
 
 def test_the_share_comes_first_and_the_rest_is_the_servers() -> None:

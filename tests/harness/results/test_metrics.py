@@ -424,3 +424,15 @@ def test_a_foreign_process_on_the_gpu_is_named() -> None:
     summary = log.summary()
     assert summary.validity == "SUSPECT"
     assert "2 other processes used the engine's GPU" in summary.reasons
+
+
+def test_cpu_that_others_used_in_the_measured_window_is_named() -> None:
+    cell = cell_info()
+    log = Log(cell)
+    log.request(cell, 0, T0, 50 * MS, [20 * MS] * 9)
+    log.system(cell, "machine", "foreign_cpu_percent", "", [(T0 - 1000 * MS, 100.0), (T0, 30.0), (T0 + 100 * MS, 70.0)])
+    log.system(cell, "machine", "stolen_cpu_percent", "", [(T0, 4.0)])
+    summary = log.summary()
+    mean = (30 * 100 + 70 * 130) / 230
+    assert summary.validity == ("INVALID" if mean > 50 else "SUSPECT")
+    assert summary.reasons == [f"other processes used {mean:.0f}% of the CPUs that the engine ran on"]

@@ -153,7 +153,7 @@ def test_watch_tags_rows_and_runs_off_the_calling_thread(server_thread: Any) -> 
     assert watch.error is None
     assert all(row["cell_id"] == "cell" for table in rows.tables.values() for row in table)
     assert threading.get_ident() not in rows.threads
-    assert {row["source"] for row in rows.tables["system"]} == {"client", "process"}
+    assert {row["source"] for row in rows.tables["system"]} == {"client", "process", "machine"}
     times = [row["t"] for row in rows.tables["metrics"] if row["name"] == "requests_running"]
     assert times == sorted(times)
 
