@@ -64,7 +64,7 @@ class RatesAsked(Strict):
 
 
 class VoidAsked(Strict):
-    """When a run does not count.  ``foreign_cpu``: share of the machine that other processes used; null: not looked at."""
+    """When a run does not count.  ``foreign_cpu``: share of the CPUs that other processes used; null: not looked at."""
 
     max_share: Share = 0.20
     error_share: Share = 0.001
@@ -225,7 +225,7 @@ rates:
 void:
   max_share: 20%     # more void attempts than this: INCONCLUSIVE
   error_share: 0.1%  # failed requests
-  foreign_cpu: 20%   # of the machine, used by other processes; null: do not look
+  foreign_cpu: 20%   # of the CPUs, used by other processes; null: do not look
 
 # {answers}: whether a candidate whose answers differ from all of the baseline's (which agree among themselves) fails.
 answers: identical

@@ -164,7 +164,7 @@ def fill_machine(summary: CellSummary, data: CellData, window: tuple[int, int]) 
 
 def gaps_ms(data: CellData, ok: np.ndarray) -> Floats:
     """Gaps between neighbouring content chunks of the requests in ``ok``, pooled, ms."""
-    if data.chunk_t.size < 2:
+    if data.chunk_t.size < 2 or not ok.size:
         return np.empty(0)
     row = data.chunk_request
     same = (row[1:] == row[:-1]) & (row[1:] >= 0)
@@ -181,9 +181,9 @@ def blurred_share(data: CellData, ok: np.ndarray) -> float | None:
 
 
 def errors(data: CellData) -> dict[str, int]:
-    """Failed measured requests by class."""
+    """Failed measured requests by class; ``unknown`` where a record names none."""
     failed = data.requests.filter(data.measured & ~data.ok)
-    return dict(sorted(Counter(failed["error_class"].to_pylist()).items(), key=str))
+    return dict(sorted(Counter(failed["error_class"].fill_null("unknown").to_pylist()).items()))
 
 
 def prefix_hit_rate(data: CellData) -> float | None:

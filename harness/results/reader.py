@@ -41,6 +41,15 @@ TABLES: dict[str, pa.Schema] = {
     "answers": ANSWER_COLUMNS,
 }
 
+# What says what a row is of; never null.
+KEYS: dict[str, tuple[str, ...]] = {
+    "requests": ("cell_id", "request_index"),
+    "chunks": ("cell_id", "request_index", "chunk", "t"),
+    "metrics": ("cell_id", "t", "name"),
+    "system": ("cell_id", "t", "source", "name"),
+    "answers": ("cell_id", "request_index"),
+}
+
 _CHUNK_NUMBERS = ["request_index", "chunk", "t", "tokens"]
 _JOURNAL_BLOCK_BYTES = 16 << 20  # a journal line longer than this is refused by the JSON reader
 
@@ -125,7 +134,19 @@ def _whole_chunks(path: Path, generation: int) -> Path | None:
         return None
     is_current = int((schema.metadata or {}).get(GENERATION_KEY, b"0")) == generation
     is_typed = all(schema.get_field_index(f.name) >= 0 and schema.field(f.name).type == f.type for f in CHUNK_COLUMNS)
-    return file if is_current and is_typed else None
+    return file if is_current and is_typed and _knows_its_keys(file) else None
+
+
+def _knows_its_keys(file: Path) -> bool:
+    """Whether the file's own statistics say that no key of a chunk is null."""
+    metadata = pq.read_metadata(file)
+    columns = [
+        metadata.row_group(group).column(number)
+        for group in range(metadata.num_row_groups)
+        for number in range(metadata.num_columns)
+    ]
+    counts = [c.statistics for c in columns if c.path_in_schema in KEYS["chunks"]]
+    return all(found is not None and found.has_null_count and found.null_count == 0 for found in counts)
 
 
 def load_table(path: Path, name: str, generation: int = 0) -> pa.Table:
@@ -145,15 +166,15 @@ def load_table(path: Path, name: str, generation: int = 0) -> pa.Table:
                 raise RunReadError(f"{parquet} is damaged and no journal is beside it; run again ({error})") from error
         else:
             if int((table.schema.metadata or {}).get(GENERATION_KEY, b"0")) == generation:
-                return _conform(table, schema, parquet)
+                return _keyed(_conform(table, schema, parquet), name, parquet)
     parts = []
     if before.is_file():
         try:
-            parts.append(_conform(pq.read_table(before), schema, before))
+            parts.append(_keyed(_conform(pq.read_table(before), schema, before), name, before))
         except (pa.ArrowInvalid, OSError) as error:
             raise RunReadError(f"{before} is damaged; run again ({error})") from error
     if journal.is_file():
-        parts.append(_conform(_read_journal(journal, schema), schema, journal))
+        parts.append(_keyed(_conform(_read_journal(journal, schema), schema, journal), name, journal))
     return pa.concat_tables(parts) if parts else schema.empty_table()
 
 
@@ -245,6 +266,17 @@ def _is_object(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
+
+
+def _keyed(table: pa.Table, name: str, file: Path) -> pa.Table:
+    """``table``, if every row says what it is of."""
+    for key in KEYS[name]:
+        count = table[key].null_count
+        if count:
+            raise RunReadError(
+                f"{file} has {count} rows without {key!r}, which every row has; it is damaged, run again"
+            )
+    return table
 
 
 def _conform(table: pa.Table, schema: pa.Schema, file: Path) -> pa.Table:

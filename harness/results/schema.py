@@ -176,6 +176,8 @@ class LoadInfo(Strict):
     """How requests are released: ``closed`` keeps ``concurrency`` in flight, ``trace`` follows times that the workload
     brings, the others plan ``rate`` arrivals a second (see ``workloads.request.Load``)."""
 
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     mode: Literal["closed", "poisson", "trace", "constant", "gamma", "ramp"]
     concurrency: int | None = None
     rate: float | None = None  # requests/s; of a ramp, where it begins

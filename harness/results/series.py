@@ -32,7 +32,8 @@ class Series:
             return None
         spans = np.diff(np.append(part.t, end)).astype(np.float64)
         total = float(spans.sum())
-        return float((part.v * spans).sum() / total) if total > 0 else None
+        # Weights first: a value near the end of the number range times nanoseconds would leave it.
+        return float((part.v * (spans / total)).sum()) if total > 0 else None
 
     def maximum(self, start: int, end: int) -> float | None:
         part = self.within(start, end)

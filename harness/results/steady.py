@@ -13,6 +13,7 @@ from harness.results.series import Floats
 
 BATCH = 5
 MIN_BATCHES = 20  # fewer leave the cut to chance
+MAX_BINS = 10_000_000  # a month in quarters of a second: times further apart are damage, and not worth the memory
 
 
 def mser5(values: Floats) -> int | None:
@@ -35,7 +36,7 @@ def steady_start(times: Floats, weights: Floats, window: tuple[int, int], bin_ns
     """The moment (ns) from which the throughput of ``weights`` arriving at ``times`` is steady within ``window``."""
     start, end = window
     bins = (end - start) // bin_ns
-    if bins < BATCH * MIN_BATCHES:
+    if not BATCH * MIN_BATCHES <= bins <= MAX_BINS:
         return None
     inside = (times >= start) & (times < start + bins * bin_ns)
     counts = np.bincount(((times[inside] - start) // bin_ns).astype(int), weights=weights[inside], minlength=bins)

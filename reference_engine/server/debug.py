@@ -89,13 +89,13 @@ def describe_kv(engine: Engine) -> dict[str, int]:
     """Numbers that the bytes of a token follow from, and the bytes that the pool's tensors really hold."""
     runner = _runner(engine)
     config, first = runner.model_config, runner.layers[0]
-    slot_scale = first.key_scale is not None and first.key_scale.dim() == 3
+    scale = first.key_scale
     return {
         "num_layers": config.num_layers,
         "num_kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "element_bytes": first.key.element_size(),
-        "head_scale_bytes": first.key_scale.element_size() if slot_scale else 0,
+        "head_scale_bytes": scale.element_size() if scale is not None and scale.dim() == 3 else 0,
         "kv_bytes": sum(tensor.nbytes for layer in runner.layers for tensor in layer.tensors()),
     }
 

@@ -153,3 +153,17 @@ def test_sizes(smollm2: LoadedModel) -> None:
     sizes = {name: kv.bytes_per_token(smollm2.config) for name, kv in FORMATS.items()}
     assert sizes == {"float32": 46080, "bfloat16": 23040, "float16": 23040, "fp8_e4m3": 11520, "int8": 12240}
     assert num_blocks_for(16 * 12240, smollm2.config, 16, FORMATS["int8"]) == 1
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_poison_is_read_as_such_in_every_format(name: str) -> None:
+    kv = FORMATS[name]
+    layer = empty_cache_layer(5, 4, 2, 16, kv.dtype, CPU, slot_scales=kv.scales == "slot")
+    layer.fill(1.0)
+    layer.fill(float("nan"), torch.tensor([1, 3]))
+    head = torch.ones(2) if kv.scales == "head" else None
+    for pool, scale in ((layer.key, layer.key_scale), (layer.value, layer.value_scale)):
+        read = read_rows(pool.flatten(0, 1), head if scale is None else flat_scale(scale), torch.float32)
+        poisoned = read.isnan().flatten(1).all(-1).reshape(5, 4).all(-1)
+        assert poisoned.tolist() == [False, True, False, True, False]
+        assert read.isnan().reshape(5, -1).any(-1).tolist() == poisoned.tolist()

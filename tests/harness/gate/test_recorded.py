@@ -51,7 +51,7 @@ def test_failed_requests_void_the_run_and_blame_the_engine(tmp_path: Path) -> No
 def test_one_failure_in_four_hundred_is_more_than_a_gate_allows(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", failed=1, requests=400, tokens=3)
     assert read_samples(run, "candidate")[0][0].broken
-    assert read_samples(run, "candidate", limits=VoidAsked(error_share=0.01))[0][0].broken == []
+    assert read_samples(run, "candidate", limits=VoidAsked.model_validate({"error_share": "1%"}))[0][0].broken == []
 
 
 def test_short_answers_void_the_run(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_a_late_client_voids_the_run(tmp_path: Path) -> None:
     assert any("event loop" in reason for reason in one.void)
 
 
-@pytest.mark.parametrize(("limit", "is_void"), [(0.20, True), (0.50, False), (None, False)])
+@pytest.mark.parametrize(("limit", "is_void"), [("20%", True), ("50%", False), (None, False)])
 def test_other_processes_void_the_run_beyond_the_limit_asked_for(
-    tmp_path: Path, limit: float | None, is_void: bool
+    tmp_path: Path, limit: str | None, is_void: bool
 ) -> None:
     def crowd(tables: Tables) -> None:
         cell = tables["requests"][0]["cell_id"]
@@ -96,7 +96,8 @@ def test_other_processes_void_the_run_beyond_the_limit_asked_for(
             for t in range(10**9, 3 * 10**9, 10**9)
         ]
 
-    (one,), _ = read_samples(write_run(tmp_path / "r", edit=crowd), "candidate", limits=VoidAsked(foreign_cpu=limit))
+    limits = VoidAsked.model_validate({"foreign_cpu": limit})
+    (one,), _ = read_samples(write_run(tmp_path / "r", edit=crowd), "candidate", limits=limits)
     assert one.void == (["other processes used 40% of the CPUs that the engine ran on"] if is_void else [])
     assert one.broken == []
 
