@@ -7,6 +7,8 @@ alone: many servers accept every field and ignore most of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,9 +129,11 @@ async def find_features(
     url: str, *, name: str | None, model: str | None, api_key: str | None, timeout_s: float, known: Probe | None = None
 ) -> Features:
     """Ask the server at ``url``.  Raises UnreachableError when there is no OpenAI API there."""
-    await require_api(url, model, api_key, timeout_s)
+    streaming = await require_api(url, model, api_key, timeout_s)
     found = known or await probe(url, api_key, model, name=name, timeout_s=timeout_s)
     features = Features(found.info, found.capabilities)
+    if streaming:
+        features.names |= {*streaming, "generate"}
     async with Api(url, found.info.model, api_key=api_key, timeout_s=timeout_s) as api:
         await Questions(api, features).ask()
     if api_key is not None:
@@ -137,8 +141,11 @@ async def find_features(
     return features
 
 
-async def require_api(url: str, model: str | None, api_key: str | None, timeout_s: float) -> None:
-    """One look before the long probe: a dead, hanging or foreign server is told at once."""
+async def require_api(url: str, model: str | None, api_key: str | None, timeout_s: float) -> set[str]:
+    """One look before the long probe: a dead, hanging or foreign server is told at once.
+
+    Returns which of ``completions`` and ``chat`` answer a plain call by a stream: that is an API, and a broken one.
+    """
     async with Asker(url, api_key) as asker:
         named = {"model": model} if model else {}
         probes = [
@@ -155,9 +162,25 @@ async def require_api(url: str, model: str | None, api_key: str | None, timeout_
         raise UnreachableError(f"no HTTP server answers at {url}: {completion.error}")
     # A server that wants its model named refuses here with 4xx and JSON; that is an API all the same.
     speaks = [reply for reply in (completion, chat) if isinstance(reply.json(), dict) and reply.status != 404]
-    if not speaks:
+    streaming = {
+        name
+        for name, reply in (("completions", completion), ("chat", chat))
+        if reply.status == 200 and any(map(_is_chunk, reply.text.splitlines()))
+    }
+    if not speaks and not streaming:
         words = completion.error or f"HTTP {completion.status}, {' '.join(completion.text.split())[:80]!r}"
         raise UnreachableError(f"there is no OpenAI API at {url}: POST /v1/completions: {words}")
+    return streaming
+
+
+def _is_chunk(line: str) -> bool:
+    """Whether a line is an event of an OpenAI stream."""
+    if not line.startswith("data:"):
+        return False
+    with contextlib.suppress(ValueError):
+        event = json.loads(line.removeprefix("data:"))
+        return isinstance(event, dict) and "choices" in event
+    return False
 
 
 async def served_model(url: str, timeout_s: float) -> str | None:
