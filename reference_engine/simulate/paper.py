@@ -325,7 +325,6 @@ def on_a_real_engine(model: str, measured: Mapping[str, Any]) -> dict[str, Any]:
     notes = [
         f"{real.REQUESTS} requests offered at once, lengths {real.SCALE:g} of ShareGPT's, {real.KV_SLOTS} KV slots in blocks "
         f"of {real.BLOCK_SIZE}, at most {real.MAX_MODEL_LEN} tokens a request, no server; means over the time in which "
-        "requests wait. The free end of a last block is large beside sequences this short, so paged wastes more than in "
-        "Fig. 2.",
+        "requests wait.",
     ]
     return figure("Measured", title, rows, notes, secondary=False)
