@@ -12,11 +12,12 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import httptools
 
 from harness.emulator.answers import draw
+from harness.emulator.arrivals import StampedReads, StampedTransport
 from harness.emulator.asked import Asked, BadRequest, count_messages, count_words, read, read_object
 from harness.emulator.engine import Counts, EmulatedEngine, Sequence
 from harness.emulator.exposition import exposition
@@ -24,6 +25,7 @@ from harness.emulator.frames import STREAM_HEAD, Frames, error_document, event, 
 from harness.emulator.options import EARLY_FAULTS, EmulatorError, EmulatorOptions, Fault
 from harness.load.alarms import Alarms
 from harness.load.direct import DirectTransport
+from harness.load.stamps import StampClock, StampKeeper
 
 monotonic_ns = time.monotonic_ns
 
@@ -43,12 +45,16 @@ class Emulator:
         self.connections = 0  # ever accepted
         self.number = 0  # completion requests so far
         self.engine: EmulatedEngine
+        self.clock: StampClock | None
         self._alarms: Alarms
+        self._keeper: StampKeeper
         self._server: asyncio.Server
         self._open: set[Connection] = set()
 
     async def __aenter__(self) -> Emulator:
         self._alarms = Alarms()
+        self._keeper = StampKeeper()
+        self.clock = StampClock() if self._keeper.works else None
         self.engine = EmulatedEngine(self.options, self._alarms, monotonic_ns)
         loop = asyncio.get_running_loop()
         options = self.options
@@ -58,6 +64,7 @@ class Emulator:
             )
         except OSError as error:
             self._alarms.close()
+            self._keeper.close()
             raise EmulatorError(f"cannot listen on {options.host}:{options.port}: {error.strerror or error}") from None
         return self
 
@@ -66,6 +73,7 @@ class Emulator:
     ) -> None:
         self._server.close()
         self._alarms.close()
+        self._keeper.close()
         for connection in tuple(self._open):
             connection.drop()
         await asyncio.sleep(0)
@@ -159,18 +167,30 @@ class Connection(asyncio.Protocol):
         self._word = 0
         self._stamps: array[int] = array("q")
         self._reason = "length"
+        self._arrival = 0  # of the bytes read last
 
     # Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = DirectTransport(transport, transport.get_extra_info("socket").fileno())  # type: ignore[arg-type]
+        # uvloop's transports do not derive from asyncio's.
+        stream = cast(asyncio.Transport, transport)
+        self._transport = DirectTransport(stream, stream.get_extra_info("socket").fileno())
+        if self._emulator.clock is not None:
+            reads = StampedReads(stream, self._emulator.clock, self._received, lambda: self._transport.close())
+            self._transport = StampedTransport(self._transport, reads)
         self._emulator.opened(self)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._transport.close()
         self._emulator.closed(self)
         self._leave()
 
     def data_received(self, data: bytes) -> None:
+        self._received(data, monotonic_ns())
+
+    def _received(self, data: bytes, t: int) -> None:
+        """Bytes that arrived at ``t``."""
+        self._arrival = t
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -208,7 +228,7 @@ class Connection(asyncio.Protocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        now = monotonic_ns()
+        now = self._arrival
         self._keep = self._parser.should_keep_alive()
         path = self._path.partition(b"?")[0].decode("latin-1")
         try:

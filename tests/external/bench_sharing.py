@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from engine_bench import FEWEST_PAIRS, bench_of, finish, paired_cost, parser, run_main, spread
 
 from reference_engine.bench import Ask, Bench, drive
+from reference_engine.engine import Engine
 from reference_engine.request import SamplingParams
 from reference_engine.simulate.trace import ALPACA
 
@@ -40,8 +43,34 @@ def blocks_saved(bench: Bench, width: int, beam: bool, requests: int, seed: int)
     return drive(bench.engine(cache={"prefix_caching": False}), asks).blocks_saved
 
 
+class SchedulerTime:
+    """CPU seconds that this thread spends in an engine's scheduler, where all of the prefix cache's work is done.
+
+    Wall times of whole runs vary by more than such a cost; the work itself does not.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.seconds = 0.0
+        for name in ("add", "schedule", "commit", "finish"):
+            setattr(engine.scheduler, name, self._timed(getattr(engine.scheduler, name)))
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return call(*arguments)
+            finally:
+                self.seconds += time.thread_time() - began
+
+        return timed
+
+
 def cost_without_hits(bench: Bench, pairs: int, seed: int) -> dict[str, Any]:
-    """Output tokens/s with the cache on and off, on new prompts each time, over a pool full of cached blocks."""
+    """Output tokens/s with the cache on and off, on new prompts each time, over a pool full of cached blocks.
+
+    Also what the cache's own work comes to: CPU seconds in the scheduler, on less off, over the seconds of the run
+    without it.
+    """
     rng = np.random.default_rng(seed)
     rates: dict[str, list[float]] = {"on": [], "off": []}
     hits = 0
@@ -55,14 +84,33 @@ def cost_without_hits(bench: Bench, pairs: int, seed: int) -> dict[str, Any]:
     for engine in engines.values():
         for _ in range(3):
             drive(engine, asks())
+    clocks = {name: SchedulerTime(engine) for name, engine in engines.items()}
+    spent: dict[str, list[float]] = {"on": [], "off": []}
+    seconds: list[float] = []
     for pair in range(pairs):
         same = asks()
         for name in ("on", "off") if pair % 2 else ("off", "on"):
+            before = clocks[name].seconds
             found = drive(engines[name], same)
             rates[name].append(found.output_tokens_per_s)
+            spent[name].append(clocks[name].seconds - before)
+            if name == "off":
+                seconds.append(found.seconds)
             hits += found.prefix_hits
     cost, half_width = paired_cost(rates["on"], rates["off"])
-    return {"rates": rates, "prefix_hits": hits, "cost": cost, "half_width_95": half_width}
+    work, work_half_width = paired_cost(
+        [1 - (on - off) / whole for on, off, whole in zip(spent["on"], spent["off"], seconds, strict=True)],
+        [1.0] * pairs,
+    )
+    return {
+        "rates": rates,
+        "prefix_hits": hits,
+        "cost": cost,
+        "half_width_95": half_width,
+        "scheduler_s": spent,
+        "work": work,
+        "work_half_width_95": work_half_width,
+    }
 
 
 def gain_with_hits(bench: Bench, repeats: int, seed: int, prompt: int = 320, share: float = 0.9) -> dict[str, Any]:
@@ -97,6 +145,7 @@ def table(saved: list[dict[str, Any]], cost: dict[str, Any], gain: dict[str, Any
     on, off = (spread(cost["rates"][name]) for name in ("on", "off"))
     lines.append(f"prefix cache without hits: {on} tokens/s on, {off} off, {len(cost['rates']['on'])} pairs")
     lines.append(f"  it costs {cost['cost']:+.2%} +- {cost['half_width_95']:.2%} (95%); {cost['prefix_hits']} hits")
+    lines.append(f"  its own work is {cost['work']:+.3%} +- {cost['work_half_width_95']:.3%} of the run (95%)")
     on, off = (spread([1000 * value for value in gain["ttft_s"][name]]) for name in ("on", "off"))
     lines.append(f"prompts of {gain['prompt_tokens']} tokens, {gain['hit_share']:.0%} hits: TTFT {on} ms on, {off} off")
     lines.append(f"  {gain['speedup']:.1f} times faster")
