@@ -67,7 +67,7 @@ COLUMNS = {
              "late_ms_p99", "late_ms_max", "validity", "met", "missed"),
     "scaling": ("workers", "streams", "failed", "chunks_per_s", "speedup", "delivered", "cpu_us_per_chunk", "cost_ratio",
                 "met", "missed"),
-    "telemetry": ("engine", "pairs", "change", "low", "high", "met", "missed"),
+    "telemetry": ("engine", "pairs", "change", "low", "high", "work", "met", "missed"),
 }  # fmt: skip
 MODES = tuple(COLUMNS)
 

@@ -2,12 +2,17 @@
 
 Each pair drives the same requests twice, once with everything sampled that ``pagedbench run`` samples, once with
 nothing; which comes first alternates.  The change is the mean of the pairs' log ratios with Student's interval.
+
+A machine whose speed wanders by more than the bound hides the answer.  So the work itself is measured, too: the CPU time
+of the engine and of this process while nothing is asked, watched less unwatched, as a share of all cores.  That is what
+an engine that uses every core could lose.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from scipy import stats
 
 from harness.load.cell import CellPlan, CellRun
@@ -28,6 +34,7 @@ from harness.telemetry.watch import Watch
 from workloads.request import Load, RequestSpec
 
 MAX_CHANGE = 0.01
+WORK_S, WORK_PAIRS = 10.0, 3
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,32 @@ async def measure_engine(subject: Subject, engine: ReadyEngine, folder: Path) ->
         one = await tokens_per_s(f"{number}.a", first)
         two = await tokens_per_s(f"{number}.b", not first)
         pairs.append((one, two) if first else (two, one))
+    shares = []
+    for number in range(WORK_PAIRS):
+        without = await idle_cpu_s(engine, None)
+        scrapers = scrapers_of(engine.found, None)
+        watch = Watch(f"idle.{number}", journals.append, scrapers=scrapers, pids=engine.pids, devices=devices)
+        shares.append((await idle_cpu_s(engine, watch) - without) / WORK_S / (os.cpu_count() or 1))
     devices.close()
     journals.close()
-    return judged({"engine": subject.name, "pairs": len(pairs), **change(pairs), "tokens_per_s": pairs})
+    row = {"engine": subject.name, "pairs": len(pairs), **change(pairs), "work": max(shares), "works": shares}
+    return judged({**row, "tokens_per_s": pairs})
+
+
+async def idle_cpu_s(engine: ReadyEngine, watch: Watch | None) -> float:
+    """CPU seconds of the engine and of this process over ``WORK_S`` in which nothing is asked."""
+    processes = [psutil.Process(pid) for pid in (os.getpid(), *(engine.pids() if engine.pids else ()))]
+
+    def used() -> float:
+        return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+    before = used()
+    if watch is None:
+        await asyncio.sleep(WORK_S)
+    else:
+        async with watch:
+            await asyncio.sleep(WORK_S)
+    return used() - before
 
 
 def change(pairs: list[tuple[float, float]]) -> dict[str, float]:
@@ -108,10 +138,12 @@ def change(pairs: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def judged(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its verdict: the whole interval must lie above a loss of ``MAX_CHANGE``."""
+    """The row with its verdict: work and the whole interval must lie above a loss of ``MAX_CHANGE``."""
     missed = []
     if row["low"] < -MAX_CHANGE:
         missed.append(f"a loss of {-row['low']:.2%} is not excluded (mean {row['change']:+.2%})")
+    if row["work"] > MAX_CHANGE:
+        missed.append(f"telemetry takes {row['work']:.2%} of the machine")
     return {**row, "met": not missed, "missed": missed}
 
 

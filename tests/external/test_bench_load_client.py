@@ -110,7 +110,8 @@ def test_scaling_is_compared_with_the_fewest_workers() -> None:
 def test_telemetry_must_be_shown_to_be_free() -> None:
     chance = random.Random(1)
     steady = [(100 * (1 + chance.gauss(0, 0.002)), 100.0) for _ in range(20)]
-    assert judged_telemetry(change(steady))["met"]
-    assert not judged_telemetry(change([(on * 0.985, off) for on, off in steady]))["met"]
+    assert judged_telemetry({**change(steady), "work": 0.002})["met"]
+    assert not judged_telemetry({**change(steady), "work": 0.02})["met"]
+    assert not judged_telemetry({**change([(on * 0.985, off) for on, off in steady]), "work": 0.002})["met"]
     noisy = [(100 * (1 + chance.gauss(0, 0.1)), 100.0) for _ in range(6)]
-    assert not judged_telemetry(change(noisy))["met"]  # nothing is shown, so it is not met
+    assert not judged_telemetry({**change(noisy), "work": 0.002})["met"]  # nothing is shown, so it is not met
