@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from reference_engine.bench import Bench
+from reference_engine.bench_policies import POLICIES, by_policy, measure_policies, medians
 from reference_engine.config import ConfigError
 from reference_engine.models.errors import ModelLoadError
-from reference_engine.policies.measured import POLICIES, by_policy, measure_policies, medians
 from reference_engine.server.options import ServerOptions
 
 # Small enough for about a minute on two cores.  Lengths keep ShareGPT's proportions, and so does the block: 16 tokens

@@ -15,7 +15,7 @@ from typing import Any
 
 from engine_bench import bench_of, finish, parser, run_main, spread
 
-from reference_engine.policies.measured import by_policy, measure_policies
+from reference_engine.bench_policies import by_policy, measure_policies
 
 
 def table(cells: list[dict[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reference_engine.bench import Bench
-from reference_engine.policies.measured import MEASURES, POLICIES, by_policy, measure_policies
+from reference_engine.bench_policies import MEASURES, POLICIES, by_policy, measure_policies
 from reference_engine.server.options import ServerOptions
 from reference_engine.simulate import paper, paper_real
 
