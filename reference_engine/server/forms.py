@@ -19,6 +19,8 @@ from reference_engine.server.fields import Fields, wrong
 
 MAX_SCHEMA_BYTES = 64 << 10  # of all schemas of a call, as JSON
 MAX_TOOLS = 128
+MAX_BOUND = 2**63
+_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 # What each of these may be in a call with a form: the form alone decides when an answer may end.
 _NEUTRAL: dict[str, Any] = {"use_beam_search": False, "min_tokens": 0, "ignore_eos": False, "stop_token_ids": []}
@@ -69,7 +71,7 @@ def _response_format(fields: Fields) -> Form | None:
     _checked_name("response_format", "json_schema", asked.get("name"))
     if type(asked.get("strict")) not in (bool, type(None)):
         raise wrong("response_format", "json_schema.strict must be true or false")
-    _check_size("response_format", asked["schema"])
+    _check_schema("response_format", asked["schema"])
     return Form("response_format", document(asked["schema"]))
 
 
@@ -85,7 +87,7 @@ def _forced_call(fields: Fields) -> Form | None:
         if chosen not in parameters:
             raise wrong("tool_choice", f"names the function {chosen!r}, which is not among the tools")
         parameters = {chosen: parameters[chosen]}
-    _check_size("tools", parameters)
+    _check_schema("tools", parameters)
     only = next(iter(parameters.values()))
     grammar = document(only) if len(parameters) == 1 else one_call(parameters)
     return Form("tools", grammar, tuple(parameters))
@@ -136,7 +138,18 @@ def _checked_name(param: str, where: str, name: Any) -> str:
     return name
 
 
-def _check_size(param: str, schema: Mapping[str, Any]) -> None:
+def _check_schema(param: str, schema: Mapping[str, Any]) -> None:
+    """Refuse what the grammar library would take and get wrong (bounds are cut to 64 bits), or take long for."""
     size = len(orjson.dumps(schema))
     if size > MAX_SCHEMA_BYTES:
         raise wrong(param, f"a schema of {size} bytes is too large; at most {MAX_SCHEMA_BYTES} are possible")
+    left: list[Any] = [schema]
+    while left:
+        part = left.pop()
+        if type(part) is list:
+            left.extend(part)
+        elif type(part) is dict:
+            left.extend(part.values())
+            for name in _BOUNDS & part.keys():
+                if type(part[name]) in (int, float) and abs(part[name]) >= MAX_BOUND:
+                    raise wrong(param, f"{name} {part[name]} is out of range; bounds must be below 2**63 in size")
