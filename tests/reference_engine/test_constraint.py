@@ -140,7 +140,7 @@ def test_a_limit_cuts_the_document_and_says_so() -> None:
     engine, _ = hash_model.make_engine()
     outputs = run(engine, request("r", SCHEMAS[2], replace(WARM, max_tokens=7)))["r", 0]
     assert outputs[-1].finish_reason is FinishReason.LENGTH
-    assert "".join(one.text for one in outputs) == '{"x":"' + "".join(one.text for one in outputs)[6:]
+    assert "".join(one.text for one in outputs).startswith('{"x":"')
 
 
 def test_a_token_outside_the_grammar_ends_the_request_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
