@@ -44,6 +44,8 @@ from reference_engine.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
+NOT_FINITE = "the model's logits for the next token are not finite"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
@@ -281,15 +283,15 @@ class Engine:
         outputs: list[SequenceOutput] = []
         tokens: dict[int, list[int]] = {}
         logprobs: dict[tuple[str, int], TokenLogprob | None] = {}
-        faulty: dict[str, None] = {}
+        faulty: dict[str, str] = {}
         for draw, token, logprob in zip(draws, sampled.tokens, sampled.logprobs, strict=True):
             tokens.setdefault(draw.sequence.seq_id, []).append(token)
             if token == FAULT:
-                faulty[draw.sequence.request.request_id] = None
+                faulty[draw.sequence.request.request_id] = _reason_of_fault(draw.sequence)
             if logprob is not None:
                 logprobs[draw.sequence.request.request_id, draw.index] = logprob
         # Before the commit, so that K/V which may hold NaN is never offered to other requests.
-        outputs.extend(self._fail(name, "the model's logits for the next token are not finite") for name in faulty)
+        outputs.extend(self._fail(name, reason) for name, reason in faulty.items())
         now = time.monotonic_ns()
         for committed in self.scheduler.commit(plan, tokens):
             sequence = committed.sequence
@@ -328,7 +330,7 @@ class Engine:
             return []
         beam = job.beam
         if beam.has_fault:
-            return [self._fail(request_id, "the model's logits for the next token are not finite")]
+            return [self._fail(request_id, NOT_FINITE)]
         if not beam.is_complete:
             return []
         living = beam.decide()
@@ -463,6 +465,13 @@ class Engine:
         outputs = [self._fail(request_id, message) for request_id in involved]
         self.scheduler.commit(plan, {})
         return outputs
+
+
+def _reason_of_fault(sequence: Sequence) -> str:
+    """Why no token could be drawn for ``sequence``."""
+    if sequence.guide is not None and sequence.guide.error is not None:
+        return f"the answer's grammar can no longer be followed: {sequence.guide.error}"
+    return NOT_FINITE
 
 
 def _inputs(draws: list[Draw], sampled: Sampled) -> dict[int, list[int]]:

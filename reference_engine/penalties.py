@@ -1,4 +1,4 @@
-"""Edits of the logits that depend on a sequence's own history: penalties, logit bias, min_tokens.
+"""Edits of the logits that depend on a sequence's own history: penalties, logit bias, min_tokens, constraints.
 
 Definitions (as vLLM and the OpenAI API): with c(t) the number of times token t was *generated*,
 
@@ -6,8 +6,9 @@ Definitions (as vLLM and the OpenAI API): with c(t) the number of times token t 
     frequency    logit(t) - f * c(t)
     presence     logit(t) - p * [c(t) > 0]
 
-applied in the order: min_tokens mask, bias, repetition, frequency, presence.  The history is read from the sequence's
-tokens at every step; no counts are kept between steps, so neither preemption nor a changed batch can falsify them.
+applied in the order: min_tokens mask, bias, repetition, frequency, presence, and last the mask of a constraint
+(``constraint``), which nothing may soften.  The history is read from the sequence's tokens at every step; no counts are
+kept between steps, so neither preemption nor a changed batch can falsify them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reference_engine.constraint import mask_logits
 from reference_engine.request import SamplingParams, Sequence
 
 
@@ -28,6 +30,7 @@ def needs_edit(sequence: Sequence) -> bool:
         or params.frequency_penalty != 0.0
         or bool(params.logit_bias)
         or sequence.num_generated < params.min_tokens
+        or sequence.request.constraint is not None
     )
 
 
@@ -42,6 +45,7 @@ def edit_logits(logits: Tensor, rows: list[tuple[int, Sequence]], eos_token_ids:
     _add_bias(logits, rows)
     _penalise_repetition(logits, rows)
     _penalise_counts(logits, rows)
+    mask_logits(logits, rows)
 
 
 def _mask_endings(logits: Tensor, rows: list[tuple[int, Sequence]], eos_token_ids: tuple[int, ...]) -> None:

@@ -18,6 +18,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reference_engine.constraint import Constraint, Guide
 
 
 class FinishReason(StrEnum):
@@ -76,6 +80,7 @@ class Request:
     """One prompt and its ``n`` continuations.  ``priority``: lower is more urgent.  ``arrival_ns``: monotonic ns.
 
     ``cache_salt`` separates prefix-cache domains: equal prompts under different salts share nothing.
+    ``constraint`` holds every continuation to a grammar.
     """
 
     request_id: str
@@ -84,6 +89,7 @@ class Request:
     arrival_ns: int = 0
     priority: int = 0
     cache_salt: str = ""
+    constraint: Constraint | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +105,7 @@ class Sequence:
     cached: int = 0  # tokens found in the prefix cache when first admitted (reported as usage.cached_tokens)
     preemptions: int = 0
     finish_reason: FinishReason | None = None
+    guide: Guide | None = None  # where it stands in the request's grammar; made at its first draw
 
     @property
     def known(self) -> int:

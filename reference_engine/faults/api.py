@@ -1,14 +1,17 @@
-"""Faults of the HTTP layer: F37 to F49 and F52, F65 (the rest of the range needs tools or schemas, which this server lacks)."""
+"""Faults of the HTTP layer: F37 to F52 and F65."""
 
 from __future__ import annotations
 
 import codecs
+import itertools
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
+from reference_engine import penalties
 from reference_engine.detokenizer import Detokenizer
 from reference_engine.faults.lab import Lab
 from reference_engine.faults.registry import fault
@@ -18,6 +21,7 @@ from reference_engine.request import FinishReason
 from reference_engine.server.api import GenerationApi
 from reference_engine.server.fields import Fields
 from reference_engine.server.loop import EngineLoop
+from reference_engine.server.tool_calls import CallReader
 from reference_engine.server.wire import DONE, Wire
 
 
@@ -301,6 +305,52 @@ def template_fault(lab: Lab) -> None:
         )
     else:
         lab.wrap(GenerationApi, "render_chat", make)
+
+
+@fault(
+    "F50",
+    "every `every`-th tool call is lost while it is parsed",
+    source="vLLM's blog of 2025-10-28 on Kimi K2",
+    trigger="forced tool calls, `every` of them or more",
+    every=3,
+)
+def tool_call_lost(lab: Lab) -> None:
+    readers: weakref.WeakKeyDictionary[CallReader, bool] = weakref.WeakKeyDictionary()
+    every = max(int(lab.value("every")), 1)
+    seen = itertools.count(1)
+
+    def make(push: Callable[..., list[dict[str, Any]]]) -> Callable[..., list[dict[str, Any]]]:
+        def faulty(self: CallReader, text: str, **named: bool) -> list[dict[str, Any]]:
+            if self not in readers:
+                readers[self] = next(seen) % every == 0 and lab.fires()
+            entries = push(self, text, **named)
+            return [] if readers[self] else entries
+
+        return faulty
+
+    lab.wrap(CallReader, "push", make)
+
+
+@fault(
+    "F51",
+    "the JSON schema is forgotten after `tokens` tokens",
+    source="no single report chosen",
+    trigger="an answer held to a schema, longer than `tokens`, of a model that ends its answers",
+    seen_with={"model": "smollm2"},
+    tokens=12,
+)
+def schema_forgotten(lab: Lab) -> None:
+    def make(mask: Callable[..., None]) -> Callable[..., None]:
+        def faulty(logits: Any, rows: list[tuple[int, Any]]) -> None:
+            limit = int(lab.value("tokens"))
+            mask(logits, [(row, one) for row, one in rows if not is_due(one, limit)])
+
+        return faulty
+
+    def is_due(sequence: Any, limit: int) -> bool:
+        return sequence.request.constraint is not None and sequence.num_generated >= limit and lab.fires()
+
+    lab.wrap(penalties, "mask_logits", make)
 
 
 @fault(

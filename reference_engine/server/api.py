@@ -10,11 +10,15 @@ from typing import Any, Protocol
 import orjson
 from aiohttp import web
 
+from reference_engine.constraint import Constraint
 from reference_engine.detokenizer import TokenSource, TokenTable
+from reference_engine.grammar import Compiler, GrammarError
 from reference_engine.models.errors import ChatTemplateError, ChatTemplateMissing
 from reference_engine.request import Request
 from reference_engine.server.calls import Call, Prompt, check_model, parse_chat, parse_completion
 from reference_engine.server.errors import ApiError
+from reference_engine.server.fields import wrong
+from reference_engine.server.forms import Form
 from reference_engine.server.loop import EngineLoop, Ticket
 from reference_engine.server.wire import Wire
 
@@ -70,6 +74,13 @@ class GenerationApi:
         self._model = model
         self._loop = loop
         self._tokens = tokens
+        self._compiler = Compiler(
+            model.tokenizer,
+            model.tokenizer.encode,
+            tokens,
+            vocab_size=loop.limits.vocab_size,
+            eos_token_ids=loop.limits.eos_token_ids,
+        )
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = await read_json(request)
@@ -96,10 +107,20 @@ class GenerationApi:
             return tuple(await asyncio.to_thread(encode, prompt, add_special_tokens))
         return tuple(encode(prompt, add_special_tokens))
 
+    async def _constrain(self, form: Form) -> Constraint:
+        """The compiled form.  In a worker thread: the first one reads the whole vocabulary, large ones take seconds."""
+        try:
+            return await asyncio.to_thread(self._compiler.compile, form.grammar)
+        except GrammarError as error:
+            raise wrong(form.param, str(error)) from None
+
     async def _answer(self, request: web.Request, call: Call) -> web.StreamResponse:
+        constraint = None if call.form is None else await self._constrain(call.form)
         prompts = [await self.tokenize(prompt, add_special_tokens=call.add_special_tokens) for prompt in call.prompts]
         wire = Wire(call, prompts, model=self._model.name, fingerprint=self._model.fingerprint, tokens=self._tokens)
-        ticket = self._loop.submit(self._requests(call, prompts, wire), show_special_tokens=call.show_special_tokens)
+        ticket = self._loop.submit(
+            self._requests(call, prompts, wire, constraint), show_special_tokens=call.show_special_tokens
+        )
         # Also runs when the client goes away: aiohttp then cancels the handler, wherever it waits.
         try:
             await ticket.accepted
@@ -112,7 +133,9 @@ class GenerationApi:
         finally:
             self._loop.release(ticket)
 
-    def _requests(self, call: Call, prompts: list[tuple[int, ...]], wire: Wire) -> list[Request]:
+    def _requests(
+        self, call: Call, prompts: list[tuple[int, ...]], wire: Wire, constraint: Constraint | None
+    ) -> list[Request]:
         now = time.monotonic_ns()
         requests = []
         for number, prompt in enumerate(prompts):
@@ -127,6 +150,7 @@ class GenerationApi:
                     arrival_ns=now,
                     priority=call.priority,
                     cache_salt=call.cache_salt,
+                    constraint=constraint,
                 )
             )
         return requests

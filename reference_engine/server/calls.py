@@ -1,7 +1,8 @@
 """API calls, parsed and checked: what /v1/completions and /v1/chat/completions mean to the engine.
 
 Fields that this engine does not know are ignored, as OpenAI's servers ignore them.  Fields that it knows but cannot
-honour (``best_of`` other than n, a forced tool, JSON output) are refused: an answer that silently lacks them misleads.
+honour (``best_of`` other than n, a JSON schema with unknown keywords) are refused: an answer that silently lacks them
+misleads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from reference_engine.request import SamplingParams
 from reference_engine.server.errors import ApiError
 from reference_engine.server.fields import INT64, Fields, wrong
+from reference_engine.server.forms import Form, chat_form, completion_form
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
@@ -41,6 +43,7 @@ class Call:
     priority: int = 0
     cache_salt: str = ""
     wants_prompt_logprobs: bool = False  # the extra field, not echo
+    form: Form | None = None  # what the answer is held to
 
     @property
     def num_choices(self) -> int:
@@ -65,6 +68,7 @@ def parse_completion(body: Mapping[str, Any]) -> Call:
         prompt_only=max_tokens == 0,
         add_special_tokens=fields.boolean("add_special_tokens", True),
         wants_prompt_logprobs=asked is not None,
+        form=completion_form(fields),
         **_delivery(fields),
     )
 
@@ -72,7 +76,7 @@ def parse_completion(body: Mapping[str, Any]) -> Call:
 def parse_chat(body: Mapping[str, Any], render: Any) -> Call:
     """A /v1/chat/completions body; ``render(messages, **template arguments)`` gives the prompt.  Raises ApiError."""
     fields = Fields(body)
-    _refuse_forced_formats(fields)
+    form = chat_form(fields)
     logprobs: int | None = fields.integer("top_logprobs", low=0, high=MAX_LOGPROBS)
     if fields.boolean("logprobs"):
         logprobs = logprobs or 0
@@ -82,6 +86,8 @@ def parse_chat(body: Mapping[str, Any], render: Any) -> Call:
     max_tokens = fields.integer(name, 0, low=1)
     asked = fields.integer("prompt_logprobs", low=0, high=MAX_LOGPROBS)
     extra = fields.object("chat_template_kwargs") or {}
+    if form is not None and form.tools:
+        extra = {"tools": fields.get("tools"), **extra}
     prompt = render(
         parse_messages(fields.get("messages")),
         **{**extra, "add_generation_prompt": fields.boolean("add_generation_prompt", True)},
@@ -92,6 +98,7 @@ def parse_chat(body: Mapping[str, Any], render: Any) -> Call:
         is_chat=True,
         add_special_tokens=fields.boolean("add_special_tokens", False),
         wants_prompt_logprobs=asked is not None,
+        form=form,
         **_delivery(fields),
     )
 
@@ -258,15 +265,6 @@ def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
             raise wrong("logit_bias", f"must map token ids to numbers from -100 to 100; {key!r}: {value!r} does not")
         found[int(key)] = float(value)
     return tuple(found.items())
-
-
-def _refuse_forced_formats(fields: Fields) -> None:
-    wanted = fields.object("response_format")
-    if wanted is not None and wanted.get("type") not in (None, "text"):
-        raise wrong("response_format", f"{wanted.get('type')!r} is not supported; this engine writes text")
-    choice = fields.get("tool_choice")
-    if choice is not None and choice not in ("auto", "none"):
-        raise wrong("tool_choice", "only auto and none are possible; this engine cannot force a tool call")
 
 
 def check_model(body: Mapping[str, Any], served: str) -> None:

@@ -120,6 +120,7 @@ class EngineLoop:
         ``on_failure`` is called on the event loop if the engine breaks down; every call then fails with 500.
         """
         self.times = engine.times
+        self.limits = engine.limits
         self.stats: EngineStats = engine.stats()
         self.failure: str | None = None
         self._engine = engine

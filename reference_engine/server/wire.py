@@ -18,8 +18,10 @@ import orjson
 
 from reference_engine.detokenizer import TokenTable
 from reference_engine.outputs import PromptLogprobs, SequenceOutput, TokenLogprob
+from reference_engine.request import FinishReason
 from reference_engine.server.calls import Call
 from reference_engine.server.scores import chat_logprobs, legacy_logprobs, prompt_logprobs, text_and_offsets
+from reference_engine.server.tool_calls import CallReader
 
 DONE = b"data: [DONE]\n\n"
 
@@ -63,6 +65,8 @@ class Wire:
         self._choices: dict[int, _Choice] = {}
         self._counts = [_Count() for _ in prompts]
         self._heads: dict[int, bytes] = {}
+        self._tools = () if call.form is None else call.form.tools
+        self._readers: dict[int, CallReader] = {}
         self._common: dict[str, Any] = {
             "id": self.id,
             "object": "chat.completion" if call.is_chat else "text_completion",
@@ -73,8 +77,10 @@ class Wire:
         event = {**self._common, "object": "chat.completion.chunk"} if call.is_chat else self._common
         self._prelude = b"data: " + orjson.dumps(event)[:-1] + b',"choices":['
         self._end = b',"usage":null}\n\n' if call.include_usage else b"}\n\n"
+        # A token without text is nothing to tell.
+        self._tells_text_only = call.params.logprobs is None and not call.return_token_ids and not call.continuous_usage
         # Nothing but text varies: the usual case, where a token costs one join.
-        self._is_plain = call.params.logprobs is None and not call.return_token_ids and not call.continuous_usage
+        self._is_plain = self._tells_text_only and not self._tools
         self._tail = (b"}" if call.is_chat else b"") + b',"logprobs":null,"finish_reason":null}]' + self._end
 
     def request_id(self, number: int) -> str:
@@ -110,7 +116,11 @@ class Wire:
         text = "" if call.prompt_only else output.text
         entries = [] if call.prompt_only or output.logprob is None else [output.logprob]
         choice: dict[str, Any] = {"index": index}
-        if call.is_chat:
+        if self._tools:
+            choice["delta"] = self._call_delta(index, output, is_first=is_first)
+            if not choice["delta"] and output.finish_reason is None and self._tells_text_only:
+                return b""
+        elif call.is_chat:
             choice["delta"] = {"role": "assistant", "content": text} if is_first else {"content": text}
         else:
             choice["text"] = self._echo(number)[0] + text if is_first and call.echo else text
@@ -134,6 +144,15 @@ class Wire:
         if call.continuous_usage:
             end = end.replace(b'"usage":null', b'"usage":' + orjson.dumps(self.usage()))
         return self._prelude + orjson.dumps(choice) + b"]" + end
+
+    def _call_delta(self, index: int, output: SequenceOutput, *, is_first: bool) -> dict[str, Any]:
+        reader = self._readers.get(index)
+        if reader is None:
+            reader = self._readers[index] = CallReader(self._tools)
+        reason = self._finish_reason(output)
+        calls = reader.push(output.text, is_last=reason is not None, is_complete=reason == "tool_calls")
+        delta: dict[str, Any] = {"role": "assistant", "content": None} if is_first else {}
+        return {**delta, "tool_calls": calls} if calls else delta
 
     # --- whole answers ---
 
@@ -167,7 +186,12 @@ class Wire:
         call, number = self.call, index // self.call.params.n
         text = "".join(choice.text)
         answer: dict[str, Any] = {"index": index}
-        if call.is_chat:
+        if self._tools:
+            answer["message"] = {"role": "assistant", "content": None, "refusal": None}
+            calls = CallReader(self._tools).whole(text, is_complete=choice.finish_reason == "tool_calls")
+            if calls:
+                answer["message"]["tool_calls"] = calls
+        elif call.is_chat:
             answer["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             answer["text"] = self._echo(number)[0] + text if call.echo else text
@@ -206,6 +230,8 @@ class Wire:
     def _finish_reason(self, output: SequenceOutput) -> str | None:
         if output.finish_reason is None:
             return None
+        if self._tools and output.finish_reason is FinishReason.STOP and output.stop_reason is None:
+            return "tool_calls"
         return "length" if self.call.prompt_only else output.finish_reason.value
 
     def _echo(self, number: int) -> tuple[str, list[int]]:

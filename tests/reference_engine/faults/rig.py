@@ -286,7 +286,23 @@ async def hang_ups(client: Client, ask: dict[str, Any], real: bool) -> Observed:
     return seen
 
 
-SCENES = {"hits": hits, "crowd": crowd, "drawing": drawing, "wire": wire, "hang_ups": hang_ups}
+async def forms(client: Client, ask: dict[str, Any], real: bool) -> Observed:
+    """Answers held to a schema, calls of a forced tool, streamed and not."""
+    chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 60, "temperature": 0}
+    fields = {f"field_{n}": {"type": "boolean"} for n in range(3)}
+    schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": schema}}
+    call = {**chat, "tools": [tool], "tool_choice": "required"}
+    found = [
+        await client.call("/v1/chat/completions", {**body, "stream": stream})
+        for body in ({**chat, "response_format": form}, call)
+        for stream in (False, True)
+    ]
+    return {"forms": found}
+
+
+SCENES = {"hits": hits, "crowd": crowd, "drawing": drawing, "wire": wire, "hang_ups": hang_ups, "forms": forms}
 
 
 async def exercise(client: Client, scene: str, real: bool) -> Observed:

@@ -30,6 +30,7 @@ SCENES = {
     ("drawing", False): "F09 F27 F28 F29 F30 F31 F32 F34 F35 F36 F43 F44 F47 F64",
     ("wire", False): "F37 F39 F40 F41 F42 F45 F46 F49 F55 F62 F65 B6 B13",
     ("hang_ups", False): "F13 F48 F52 A5 A8",
+    ("forms", False): "F50 F51",
 }
 SHOWS = {name: scene for scene, names in SCENES.items() for name in names.split()}
 # With the values at which one short scene is enough.
@@ -40,6 +41,7 @@ SETTINGS = {
     "F35": "spread=100",
     "F36": "rate=0.05",
     "F47": "rate=0.5",
+    "F50": "every=2",
     "F48": "rate=0.5",
     "F64": "rate=0.5",
     "F39": "rate=0.3",

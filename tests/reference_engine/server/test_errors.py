@@ -226,7 +226,7 @@ JSON = st.recursive(
 FIELDS = """
 prompt messages max_tokens temperature top_p top_k min_p n best_of stop logprobs echo stream stream_options
 seed logit_bias stop_token_ids min_tokens priority cache_salt model suffix return_token_ids prompt_logprobs
-top_logprobs max_completion_tokens response_format tool_choice chat_template_kwargs tokens content
+top_logprobs max_completion_tokens response_format tools tool_choice chat_template_kwargs tokens content
 """
 NAMES = st.sampled_from(FIELDS.split())
 
