@@ -43,7 +43,6 @@ def _before_sampling(lab: Lab, change: Callable[[Tensor, list[Draw]], Tensor]) -
     "the temperature is applied twice, or not at all (how=ignored)",
     source="a sampler's classic; compare vllm-project/vllm's notes on generation_config",
     trigger="temperature other than 0 and 1",
-    seen_with={"model": "smollm2"},
     how="twice",
 )
 def temperature_twice(lab: Lab) -> None:

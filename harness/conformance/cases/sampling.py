@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from collections.abc import Mapping
 
 from harness.conformance.answer import Answer
 from harness.conformance.case import Failed, case
@@ -14,6 +15,7 @@ from harness.conformance.prompts import Ask
 from harness.conformance.stats import ALPHA, binomial_low, g_test
 
 SPEC = "OpenAI OpenAPI 2026-08-21"
+STRONG_G = 60  # twice what rejects at alpha 1e-4 with up to ten degrees of freedom
 
 
 @case(
@@ -68,35 +70,53 @@ async def frequencies(ctx: Context) -> None:
 @case(
     "SMP-03",
     "MUST",
-    "the log-odds of two tokens go with 1/T",
+    "the log-odds of tokens go with 1/T",
     source="own",
     needs="logprobs sampling",
     kills="F27",
-    oracle="log-odds within 5 % and 4.5 standard errors; a second sample confirms",
-    evidence="prompts whose best two tokens are near each other",
+    oracle="G-test among the tokens that are told, alpha 1e-4; a second sample confirms",
+    evidence="prompts at which a temperature that is ignored, or applied twice, would show",
 )
 async def temperature_slope(ctx: Context) -> None:
     count = ctx.afford(1200, 1, 30, 400)
-    prompts = await open_prompts(ctx, ctx.size(2, 1), low=0.4, high=0.75, gap=0.4)
+    prompts = await open_prompts(ctx, ctx.size(3, 2), low=0.3, high=0.8, gap=0.4)
+    strength: Counter[str] = Counter()
     seen = []
     for prompt in prompts:
-        first, second = prompt.ranked[:2]
-        for temperature in (0.5, 1.0, 2.0):
-            expected = prompt.gap(1) / temperature
+        for temperature in (0.5, 1.0, 1.5):
+            expected = tempered(prompt.probabilities, temperature)
             for attempt in range(2):
-                counts = await draw(ctx, prompt.prompt, count, temperature=temperature)
-                a, b = counts[first] + 0.5, counts[second] + 0.5
-                odds, error = math.log(a / b), math.sqrt(1 / a + 1 / b)
-                if abs(odds - expected) <= 0.05 * expected + 4.5 * error:
+                drawn = await draw(ctx, prompt.prompt, count, temperature=temperature)
+                # Tokens that were not told have no known share at another temperature.
+                counts = {token: drawn[token] for token in expected}
+                statistic, p, freedom = g_test(counts, expected)
+                if p >= ALPHA:
                     break
                 if attempt:
                     raise Failed(
-                        f"at temperature {temperature:g} the log-odds of the best two tokens are {odds:.2f} +- {error:.2f}, "
-                        f"should be {expected:.2f}",
-                        counts=dict(counts.most_common(4)),
+                        f"{sum(counts.values())} draws at temperature {temperature:g} do not follow the log-probabilities "
+                        f"over it, twice: G {statistic:.1f} on {freedom}, p {p:.1g}",
+                        expected={token: round(share, 4) for token, share in list(expected.items())[:4]},
+                        drawn=dict(drawn.most_common(4)),
                     )
-            seen.append((temperature, round(expected, 3), round(odds, 3)))
-    ctx.saw(temperature_expected_seen=seen)
+            # What G would be near if the engine did something else instead.
+            for name, wrong in (("ignored", 1.0), ("twice", temperature**2)):
+                other = tempered(prompt.probabilities, wrong)
+                distance = sum(q * math.log(q / expected[t]) for t, q in other.items() if q > 0 and expected[t] > 0)
+                strength[name] = max(strength[name], round(2 * sum(counts.values()) * distance))
+            seen.append((temperature, sum(counts.values()), round(p, 5)))
+    ctx.saw(temperature_draws_p=seen, strength=dict(strength))
+    ctx.need_evidence(
+        min(strength.values()) >= STRONG_G,
+        f"too few draws, or too like distributions: G would be near {min(strength.values())} for a wrong temperature",
+    )
+
+
+def tempered(probabilities: Mapping[str, float], temperature: float) -> dict[str, float]:
+    """The told tokens' shares among themselves at ``temperature``."""
+    weights = {token: p ** (1 / temperature) for token, p in probabilities.items() if p > 0}
+    total = sum(weights.values())
+    return {token: weight / total for token, weight in weights.items()}
 
 
 @case(
