@@ -51,25 +51,22 @@ class Wanted:
 
 
 def entries_of(ids: tuple[str, ...]) -> list[FaultEntry]:
-    """The catalogue, or those of its entries that are named.  Raises CliError."""
+    """The catalogue, each fault in all its ways, or those that are named.  Raises CliError."""
     from reference_engine.faults import registry
+    from reference_engine.faults.ways import WAYS
 
     folder = Path(registry.__file__).parent
-    known = {
-        entry.id: FaultEntry(
-            entry.id,
-            entry.title,
-            entry.source,
-            entry.kind,
-            dict(entry.seen_with),
-            digest_of_files(*(folder / f"{name}.py" for name in (entry.theme, "lab", "tools"))),
-        )
-        for entry in registry.catalogue().values()
-    }
+    known: dict[str, FaultEntry] = {}
+    for entry in registry.catalogue().values():
+        digest = digest_of_files(*(folder / f"{name}.py" for name in (entry.theme, "lab", "tools")))
+        for name in (entry.id, *(f"{entry.id}:{way}" for way in WAYS.get(entry.id, ()))):
+            known[name] = FaultEntry(name, entry.title, entry.source, entry.kind, dict(entry.seen_with), digest)
     for name in ids:
         if name not in known:
             raise CliError(f"--fault {name!r} is not in the catalogue; python -m reference_engine.faults --list", 3)
-    return [known[name] for name in ids] if ids else list(known.values())
+    if not ids:
+        return list(known.values())
+    return [entry for name, entry in known.items() if name in ids or entry.base in ids]
 
 
 class Servers:

@@ -45,7 +45,7 @@ SUSPENDED_S = 10.0  # a loop that was silent for so long had no processor
 
 
 class FaultEntry(NamedTuple):
-    """What the matrix needs of a catalogue entry."""
+    """What the matrix needs of a catalogue entry.  ``id``: also with a way, as ``F40:how=usage``."""
 
     id: str
     title: str
@@ -53,6 +53,11 @@ class FaultEntry(NamedTuple):
     kind: str
     settings: Settings  # of the server, under which it can be seen
     digest: str
+
+    @property
+    def base(self) -> str:
+        """The fault, whatever its way: what cases claim."""
+        return self.id.partition(":")[0]
 
 
 class Server(NamedTuple):
@@ -131,7 +136,7 @@ class Proof:
         matrix = self._file.read()
         musts = {case.id: case for case in self._cases if case.level == "MUST"}
         for entry in _by_settings([entry for entry in entries if entry.kind == "fault"]):
-            idle = [musts[case] for case in idle_musts(matrix, list(musts)) if entry.id in musts[case].kills]
+            idle = [musts[case] for case in idle_musts(matrix, list(musts)) if entry.base in musts[case].kills]
             row = self._row(matrix, entry)
             todo = self._left(row, idle)
             if todo:
@@ -158,7 +163,7 @@ class Proof:
         """Cases not yet tried on a fault: those that claim it, quick ones first, then all others."""
 
         def rank(case: Case) -> tuple[bool, bool, bool]:
-            return (entry.id not in case.kills, case.needs_hooks, not case.structural)
+            return (entry.base not in case.kills, case.needs_hooks, not case.structural)
 
         return sorted(self._left(row, self._cases), key=rank)
 
@@ -185,7 +190,9 @@ class Proof:
                         break
                     self._file.put(row.model_copy(update={"verdict": "unfinished"}))
                 with contextlib.suppress(OSError):
-                    row.fired = server.fired()
+                    # The row may hold what was drawn on another server; its strikes count, too.
+                    struck = server.fired()
+                    row.fired = row.fired if struck is None else (row.fired or 0) + struck
         except EngineError as error:
             row.verdict, row.reason = "not started", str(error)
         else:
@@ -315,7 +322,7 @@ def _cells(result: SuiteResult, entry: FaultEntry | None, effort: float) -> list
             digest=digest_of(cases[one.id]),
             effort=effort,
             hooks=cases[one.id].needs_hooks,
-            claimed=entry is not None and entry.id in one.kills,
+            claimed=entry is not None and entry.base in one.kills,
         )
         for one in result.results
     ]

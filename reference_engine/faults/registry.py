@@ -37,6 +37,7 @@ THEMES = (
     "metrics",
     "rows_kv",
     "rows_engine",
+    "seen",
     "benign",
 )
 

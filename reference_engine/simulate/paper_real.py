@@ -14,10 +14,10 @@ from reference_engine.server.options import ServerOptions
 # Small enough for about a minute on two cores.  Lengths keep ShareGPT's proportions, and so does the block: 16 tokens
 # would be half of such a sequence.
 BLOCK_SIZE = 4
-KV_SLOTS = 1024
+KV_SLOTS = 768
 MAX_MODEL_LEN = 256
 SCALE = 0.1
-REQUESTS = 24
+REQUESTS = 16
 REPEATS = 2
 
 QUANTITIES = (

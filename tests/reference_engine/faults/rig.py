@@ -81,11 +81,12 @@ class Client:
     url: str
     engine: Engine
 
-    async def call(self, path: str, body: dict[str, Any] | None, limit: float = LIMIT) -> Any:
+    async def call(self, path: str, body: dict[str, Any] | bytes | None, limit: float = LIMIT) -> Any:
+        sent = {"data": body} if isinstance(body, bytes) else {"json": body}
         try:
             async with asyncio.timeout(limit):
                 method = self.session.get if body is None else self.session.post
-                async with method(self.url + path, json=body) as response:
+                async with method(self.url + path, **sent) as response:
                     return [response.status, _plain(await response.text())]
         except TimeoutError:
             return "hangs"
@@ -263,6 +264,8 @@ async def wire(client: Client, ask: dict[str, Any], real: bool) -> Observed:
         await client.complete("x", n=0),
         await client.complete(list(range(5, 250)) * 2, limit=HANG),
         await client.complete("x", max_tokens=10_000, limit=HANG),
+        await client.complete("x", model="no-such-model"),
+        await client.call("/v1/completions", b"{no JSON"),
     ]
     return seen
 

@@ -16,6 +16,7 @@ import torch
 from reference_engine.config import ConfigError, ModelConfig
 from reference_engine.faults.lab import Injection
 from reference_engine.faults.registry import catalogue, choose
+from reference_engine.faults.ways import WAYS
 from reference_engine.runner import num_blocks_for
 from reference_engine.sentinel.circuit import MODEL_CONFIG
 from reference_engine.server.options import ServerOptions
@@ -31,6 +32,13 @@ def test_the_catalogue_holds_what_it_should() -> None:
     for entry in known.values():
         assert all((entry.title, entry.source, entry.trigger))
         assert {"rate", "skip", "most"} <= set(entry.parameters)
+
+
+def test_every_way_can_be_chosen_and_is_another_fault() -> None:
+    for name, ways in WAYS.items():
+        usual = choose(name).parameters
+        for way in ways:
+            assert choose(f"{name}:{way}").parameters != usual
 
 
 def test_every_fault_has_a_test() -> None:

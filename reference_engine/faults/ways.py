@@ -1,0 +1,20 @@
+"""Which values of a fault's parameters make another fault of it, as ``--inject-fault ID:WAY`` takes them.
+
+The proof of a suite draws each as a row of its own: a case may kill one and not the other.
+"""
+
+from __future__ import annotations
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "F17": ("where=chunk",),
+    "F27": ("how=ignored",),
+    "F30": ("how=shared",),
+    "F31": ("how=shared",),
+    "F34": ("how=early",),
+    "F39": ("how=lost",),
+    "F40": ("how=usage",),
+    "F43": ("how=index",),
+    "F46": ("how=500",),
+    "F49": ("how=bos", "how=list"),
+    "F60": ("how=falling",),
+}
