@@ -86,6 +86,9 @@ def parse_chat(body: Mapping[str, Any], render: Any) -> Call:
     max_tokens = fields.integer(name, 0, low=1)
     asked = fields.integer("prompt_logprobs", low=0, high=MAX_LOGPROBS)
     extra = fields.object("chat_template_kwargs") or {}
+    for taken in ("self", "messages"):
+        if taken in extra:
+            raise wrong("chat_template_kwargs", f"must not set {taken!r}, which is the template's own")
     if form is not None and form.tools:
         extra = {"tools": fields.get("tools"), **extra}
     prompt = render(

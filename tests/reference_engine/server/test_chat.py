@@ -125,3 +125,12 @@ def test_missing_template_is_one_sentence(start_server: Any, monkeypatch: pytest
     server = start_server()
     with pytest.raises(openai.BadRequestError, match="no chat template"):
         server.client.chat.completions.create(model="hash", messages=HELLO)
+
+
+@pytest.mark.parametrize("name", ["self", "messages"])
+def test_template_arguments_cannot_take_the_templates_own_names(server: Any, name: str) -> None:
+    body = {"messages": HELLO, "max_tokens": 1, "chat_template_kwargs": {name: 1}}
+    status, answer, _ = server.call("/v1/chat/completions", body)
+    assert status == 400
+    assert answer["error"]["param"] == "chat_template_kwargs"
+    assert f"must not set '{name}'" in answer["error"]["message"]
