@@ -31,7 +31,7 @@ def paper(
     """Reproduce the PagedAttention paper's memory figures by simulation, and show what does not match.
 
     The real scheduler, block manager and memory policies run in virtual time on a cost model of an A100 with OPT-13B;
-    then the same policies are measured on a small real model on this machine.  Takes about two minutes on two cores.
+    then the same policies are measured on a small real model on this machine.  Takes two to three minutes on two cores.
     Exit codes: 0 done (whatever matches), 2 usage.
     """
     from reference_engine.simulate.paper import reproduce

@@ -12,8 +12,8 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
+from harness.load.direct import DirectTransport
 from harness.load.stamps import ANCILLARY_BYTES, READ_BYTES, StampClock, enable, stamp_of
 
 
@@ -69,15 +69,12 @@ class StampedReads:
         self._received(data, time.monotonic_ns() if t is None else t)
 
 
-class StampedTransport:
+class StampedTransport(DirectTransport):
     """A transport with its :class:`StampedReads`, which end before it does."""
 
-    def __init__(self, transport: Any, reads: StampedReads) -> None:
-        self._transport = transport
+    def __init__(self, transport: asyncio.Transport, descriptor: int, reads: StampedReads) -> None:
+        super().__init__(transport, descriptor)
         self._reads = reads
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
 
     def close(self) -> None:
         self._reads.close()

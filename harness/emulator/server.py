@@ -174,10 +174,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's.
         stream = cast(asyncio.Transport, transport)
-        self._transport = DirectTransport(stream, stream.get_extra_info("socket").fileno())
-        if self._emulator.clock is not None:
-            reads = StampedReads(stream, self._emulator.clock, self._received, lambda: self._transport.close())
-            self._transport = StampedTransport(self._transport, reads)
+        descriptor, clock = stream.get_extra_info("socket").fileno(), self._emulator.clock
+        if clock is None:
+            self._transport = DirectTransport(stream, descriptor)
+        else:
+            reads = StampedReads(stream, clock, self._received, lambda: self._transport.close())
+            self._transport = StampedTransport(stream, descriptor, reads)
         self._emulator.opened(self)
 
     def connection_lost(self, error: Exception | None) -> None:

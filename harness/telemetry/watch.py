@@ -48,8 +48,8 @@ class Watch:
         if pids is not None:
             server = ProcessSampler(pids)
             self._threads.append(Periodic("processes", PROCESS_PERIOD_S, self._rows("system", server.sample)))
-            # Only where the engine is ours from its start can its processes be told from others'.
-            others = ForeignSampler(lambda: sorted({*tree(os.getpid()), *pids()}))
+            # Only where the engine is ours from its start, a descendant of this process, can it be told from others.
+            others = ForeignSampler(lambda: tree(os.getpid()))
             self._threads.append(Periodic("machine", MACHINE_PERIOD_S, self._rows("system", others.sample)))
         if devices is not None and devices.devices:
             self._threads.append(Periodic("devices", DEVICE_PERIOD_S, self._rows("system", devices.sample)))

@@ -130,6 +130,23 @@ def verdicts(matrix: KillMatrix) -> dict[str, str]:
     return {row.id: row.verdict for row in matrix.faults}
 
 
+def test_strikes_of_a_later_server_add_to_the_rows(rig: Rig) -> None:
+    rig.script = {("F34", "API-04"): "FAIL"}
+    assert rig.prove(entry("F34")).faults[0].fired == 3
+    rig.strikes = 0
+    matrix = rig.prove(entry("F34"), each_case=True)
+    assert rig.asked == [("F34", "API-03")]
+    assert (verdicts(matrix), matrix.faults[0].fired) == ({"F34": "killed"}, 3)
+
+
+def test_a_way_is_a_row_of_its_own_that_the_faults_cases_claim(rig: Rig) -> None:
+    rig.script = {("F34:how=early", "API-04"): "FAIL"}
+    matrix = rig.prove(entry("F34"), entry("F34:how=early"), cases=["STR-01", "API-04"])
+    assert verdicts(matrix) == {"F34": "missed", "F34:how=early": "killed"}
+    assert [one.case for one in matrix.faults[1].cells if one.claimed] == ["API-04"]
+    assert ("F34:how=early", "STR-01") not in rig.asked, "what claims the fault comes first"
+
+
 def test_a_case_that_fails_kills_and_others_do_not(rig: Rig) -> None:
     rig.file = MatrixFile(rig.file.path, lambda id: 0, EMPTY)
     rig.script = {("F44", "API-04"): "FAIL", ("F40", "STR-01"): "INCONCLUSIVE"}

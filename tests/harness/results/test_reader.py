@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.results.reader import TABLES, Run, RunReadError, load_run, load_table
+from harness.results.reader import KEYS, TABLES, Run, RunReadError, load_run, load_table
 
 CELL = "paged.chat.c1.r0"
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -210,6 +210,16 @@ def test_columns_absent_or_of_another_type_are_named(finished: Path) -> None:
     pq.write_table(spoiled, finished / "chunks.parquet")
     with pytest.raises(RunReadError, match="column 't' is string where int64 belongs"):
         load_run(finished)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in KEYS.items() for key in keys])
+def test_rows_without_a_key_are_refused(finished: Path, name: str, key: str, on_disk: bool) -> None:
+    rows = [dict(row) for row in ROWS[name]]
+    rows[0][key] = None
+    pq.write_table(pa.Table.from_pylist(rows, schema=TABLES[name]), finished / f"{name}.parquet")
+    with pytest.raises(RunReadError, match=f"{name}.parquet has 1 rows without '{key}'"):
+        load_run(finished, chunks_on_disk=on_disk)
 
 
 def test_rows_of_an_unknown_cell_are_refused(finished: Path) -> None:
