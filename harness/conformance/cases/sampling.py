@@ -15,7 +15,7 @@ from harness.conformance.prompts import Ask
 from harness.conformance.stats import ALPHA, binomial_low, g_test
 
 SPEC = "OpenAI OpenAPI 2026-08-21"
-STRONG_G = 60  # twice what rejects at alpha 1e-4 with up to ten degrees of freedom
+STRONG_G = 60  # twice what rejects at alpha 1e-4 with seven degrees of freedom (29.9)
 
 
 @case(
