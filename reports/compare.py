@@ -19,7 +19,7 @@ SAME_POOL = 1.01
 def pools(group: Group, labels: Iterable[str]) -> dict[str, float]:
     """KV pool of every engine that reported it [slots]."""
     found = {label: group.values(label, lambda cell: cell.kv_reserved) for label in labels}
-    return {label: max(values) for label, values in found.items() if values}
+    return {label: max(values) for label, values in found.items() if values and max(values) > 0}
 
 
 def pools_equal(sizes: Iterable[float]) -> bool:
@@ -29,9 +29,12 @@ def pools_equal(sizes: Iterable[float]) -> bool:
 
 
 def comparable(group: Group, labels: list[str]) -> list[str]:
-    """Engines that told both the size of their pool and how many requests they ran."""
+    """Engines that told both the size of their pool and how many requests they ran.
+
+    A gauge that stood at zero in every look at a run that served requests was never seen with them: it told nothing.
+    """
     sizes = pools(group, labels)
-    return [label for label in labels if label in sizes and RUNNING.spread(group, label).values]
+    return [label for label in labels if label in sizes and (RUNNING.spread(group, label).middle or 0) > 0]
 
 
 def extremes(group: Group, labels: list[str]) -> tuple[str, str]:

@@ -177,7 +177,8 @@ def _compare(data: Dataset, group: Group, labels: list[str]) -> tuple[Phrase, li
         points += _over_workloads(data, group, labels)
         silent = [label for label in labels if label not in comparable(group, labels)]
         if silent:
-            points.append(phrase(f"Left out of that comparison, their KV pool being unreported: {listing(silent)}."))
+            why = "no KV pool reported, or no request seen running"
+            points.append(phrase(f"Left out of that comparison ({why}): {listing(silent)}."))
         if len(labels) > 2:
             speeds = [f"{label} {number(THROUGHPUT.spread(group, label).middle)}" for label in ranking]
             points.append(phrase(f"Output tokens/s: {', '.join(speeds)}."))
@@ -273,7 +274,8 @@ def _why_no_memory(group: Group, labels: list[str]) -> str:
     if not pools_equal(sizes.values()):
         told = listing([f"{count(size)} slots ({label})" for label, size in sizes.items()])
         return f"The KV pools differ in size: {told}. Requests at once are not compared as if they were equal."
-    return "KV memory cannot be compared here: not every engine reports how many requests it runs."
+    unseen = [label for label in labels if label not in limited]
+    return f"KV memory cannot be compared here: no running request was ever seen on {listing(unseen)}."
 
 
 def _over_workloads(data: Dataset, lead: Group, labels: list[str]) -> list[Phrase]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from harness.results.reader import RunReadError
+from harness.results.schema import CellSummary
 from reports.build import build_report
 from reports.dataset import ReportError
 from tests.reports.conftest import SCHEMAS
@@ -44,10 +45,11 @@ def spoil_tables(rng: random.Random, run: Any) -> str:
     kinds = {pa.int64(): INTEGERS, pa.float64(): FLOATS, pa.string(): TEXTS, pa.bool_(): (None, True, False)}
     share = rng.choice((0.05, 0.5, 1.0))
     one = rng.choice(kinds[column.type])
+    of = rng.choice(sorted({row["cell_id"] for row in rows} | {""})) if rows and rng.random() < 0.5 else ""
     for row in rows:
-        if rng.random() < share:
+        if row["cell_id"].startswith(of) and rng.random() < share:
             row[column.name] = one if way == "one value" else rng.choice(kinds[column.type])
-    return f"{name}.{column.name}: {way} ({share:.0%})"
+    return f"{name}.{column.name}: {way} ({share:.0%} of {of or 'all cells'})"
 
 
 def spoil_document(rng: random.Random, path: Path) -> str:
@@ -113,6 +115,25 @@ def test_a_spoiled_run_gives_a_page_or_a_sentence(
     seed: int, draft: Callable[..., Any], engines: Any, tmp_path: Path
 ) -> None:
     check(seed, draft, engines, tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, None])
+@pytest.mark.parametrize("engines_of", [["contiguous"], ["paged", "contiguous"]])
+def test_every_figure_of_a_summary_may_be_zero_or_missing(
+    value: int | None, engines_of: list[str], draft: Callable[..., Any], engines: Any, tmp_path: Path
+) -> None:
+    """Each figure in turn, on one engine and on both: a ratio to nothing is not drawn, and nothing falls over."""
+    figures = [
+        name for name, field in CellSummary.model_fields.items() if field.annotation in (float | None, int | None)
+    ]
+    assert len(figures) > 30
+    for figure in figures:
+        run = draft([engines["paged"], engines["contiguous"]], workloads=["chat"], requests=4)
+        for cell in run.summary.cells:
+            if cell.engine in engines_of:
+                setattr(cell, figure, value)
+        text = build_report(run.write(tmp_path / figure), tmp_path / f"{figure}.md", format="md").read_text()
+        assert not re.search(r"\b(nan|inf|None)\b", text), figure
 
 
 @pytest.mark.slow

@@ -79,7 +79,9 @@ def test_an_engine_that_hides_its_pool_is_left_out_of_the_memory_comparison(
     run = draft([engines["paged"], engines["contiguous"], engines["llama.cpp"]], workloads=["chat"])
     verdict = verdict_of(run)
     assert "llama.cpp" not in plain(verdict.headline)
-    assert "Left out of that comparison, their KV pool being unreported: llama.cpp." in points(verdict)
+    assert "Left out of that comparison (no KV pool reported, or no request seen running): llama.cpp." in points(
+        verdict
+    )
 
 
 def test_without_any_pool_the_headline_is_throughput(
@@ -261,3 +263,28 @@ def test_doubts_about_the_headline_come_before_others(
     leading.validity, leading.reasons = "SUSPECT", ["a busy client"]
     doubts = verdict_of(run).doubts
     assert [[reason.text for reason in doubt] for doubt in doubts] == [["a busy client"], ["errors", "late"]]
+
+
+@pytest.mark.parametrize("idle", [["contiguous"], ["paged"], ["paged", "contiguous"]])
+def test_a_gauge_that_never_left_zero_is_not_compared(
+    idle: list[str], draft: Draft, engines: dict[str, Any], verdict_of: Callable[[Any], Verdict]
+) -> None:
+    """A run shorter than the sampling period sees no request running; that is no "0 requests at once"."""
+    run = draft([engines["paged"], engines["contiguous"]], workloads=["chat"])
+    for label in idle:
+        set_cells(run, label, running_mean=0.0, running_max=0)
+    verdict = verdict_of(run)
+    assert "same KV memory" not in plain(verdict.headline)
+    assert "gives" in plain(verdict.headline) or "give" in plain(verdict.headline)
+    assert f"no running request was ever seen on {' and '.join(idle)}" in points(verdict)
+
+
+def test_pools_of_no_slots_are_not_compared(
+    draft: Draft, engines: dict[str, Any], verdict_of: Callable[[Any], Verdict]
+) -> None:
+    run = draft([engines["paged"], engines["contiguous"]], workloads=["chat"])
+    for label in ("paged", "contiguous"):
+        set_cells(run, label, kv_reserved=0.0)
+    verdict = verdict_of(run)
+    assert "same KV memory" not in plain(verdict.headline)
+    assert "paged and contiguous do not report the size of the KV pool" in points(verdict)
