@@ -69,7 +69,7 @@ def machine_words(machine: MachineInfo) -> str:
         [
             machine.hostname,
             machine.cpu,
-            f"{machine.cores} cores",
+            f"{machine.cores} core{'' if machine.cores == 1 else 's'}",
             byte_size(machine.memory_bytes),
             *(gpus or ["no GPU"]),
             *drivers,

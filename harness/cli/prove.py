@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import urllib.request
@@ -131,12 +132,20 @@ class Servers:
         name = f"prove-{entry.id if entry else 'clean'}"
         stack = AsyncExitStack()
         engine: RunningEngine | None = None
+        before = 0  # strikes of servers that a case has ended since
 
         async def begin() -> str:
-            nonlocal engine
+            nonlocal engine, before
+            if engine is not None:
+                with contextlib.suppress(OSError):
+                    before += strikes(engine.url) or 0
             await stack.aclose()
             engine = await stack.enter_async_context(launched(find("reference"), mine, self._logs, name=name))
             return engine.url
+
+        def fired() -> int | None:
+            now = strikes(engine.url) if engine else None
+            return None if now is None else before + now
 
         await begin()
         try:
@@ -146,7 +155,7 @@ class Servers:
                 reference_url=judge,
                 restart=begin,
                 pids=lambda: engine.pids() if engine else [],
-                fired=lambda: strikes(engine.url) if engine else None,
+                fired=fired,
             )
         finally:
             await stack.aclose()

@@ -38,6 +38,7 @@ THEMES = (
     "rows_kv",
     "rows_engine",
     "seen",
+    "extra",
     "benign",
 )
 

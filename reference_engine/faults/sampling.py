@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -100,12 +101,16 @@ def seed_ignored(lab: Lab) -> None:
 
 @fault(
     "F31",
-    "penalties count the prompt as well, or everybody's tokens (how=shared)",
+    "penalties count the prompt as well, or everybody's tokens (how=shared), or fall on the next request, too (how=leaked)",
     source="vllm-project/vllm#5639, vllm-project/vllm-metal#69",
     trigger="presence_penalty or frequency_penalty",
     how="prompt",
 )
 def penalties_on_wrong_history(lab: Lab) -> None:
+    if lab.value("how") == "leaked":
+        _penalties_leak(lab)
+        return
+
     def make(cells: Callable[..., Any]) -> Callable[..., Any]:
         def faulty(rows: list[tuple[int, Any]], vocab: int, *, with_prompt: bool) -> Any:
             if with_prompt or not lab.fires():
@@ -118,6 +123,22 @@ def penalties_on_wrong_history(lab: Lab) -> None:
         return faulty
 
     lab.wrap(penalties, "_cells", make)
+
+
+def _penalties_leak(lab: Lab) -> None:
+    def change(logits: Tensor, draws: list[Draw]) -> Tensor:
+        edited = logits
+        for draw, neighbour in zip(draws, draws[1:] + draws[:1], strict=True):
+            params, tokens = draw.sequence.request.params, draw.sequence.tokens[draw.sequence.prompt_len :]
+            if neighbour is draw or not tokens or not (params.frequency_penalty or params.presence_penalty):
+                continue
+            if lab.fires():
+                edited = logits.clone() if edited is logits else edited
+                for token, count in Counter(tokens).items():
+                    edited[neighbour.row, token] -= params.frequency_penalty * count + params.presence_penalty
+        return edited
+
+    _before_sampling(lab, change)
 
 
 @fault("F32", "logit_bias goes to the next id", source="no single report chosen", trigger="logit_bias")

@@ -9,7 +9,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "F17": ("where=chunk",),
     "F27": ("how=ignored",),
     "F30": ("how=shared",),
-    "F31": ("how=shared",),
+    "F31": ("how=shared", "how=leaked"),
     "F34": ("how=early",),
     "F39": ("how=lost",),
     "F40": ("how=usage",),
@@ -17,4 +17,6 @@ WAYS: dict[str, tuple[str, ...]] = {
     "F46": ("how=500",),
     "F49": ("how=bos", "how=list"),
     "F60": ("how=falling",),
+    "E5": ("how=time",),
+    "E6": ("how=on",),
 }

@@ -64,6 +64,11 @@ async def finish_reasons(ctx: Context) -> None:
         prompt = ctx.prompts.make_prompt(ctx.rng, 12 + number)
         limited = await ctx.api.complete(prompt, **ctx.fields(6 + number))
         check_reason(limited, 6 + number, stopped=False)
+        if ctx.features.has("ignore_eos") and limited.completion_tokens == 6 + number:
+            ctx.require(
+                limited.first.finish == "length",
+                f"nothing but the limit could end the answer, but finish_reason is {limited.first.finish!r}",
+            )
         seen["length"] += limited.first.finish == "length"
         stop = inner_piece(limited.text)
         if stop is not None and ctx.features.has("stop"):
@@ -248,7 +253,7 @@ def single(answer: Answer, choice: Choice) -> Answer:
     "a string, a list of one, its token ids and a list of them are the same prompt",
     source=f"{SPEC}: prompt oneOf",
     needs="completions id_prompts tokenize",
-    kills="F41 F49",
+    kills="F41 F49 E4",
     oracle="equality of forms; margin where the text differs",
     structural=True,
 )
@@ -362,12 +367,13 @@ async def echo(ctx: Context) -> None:
 )
 async def stop_strings(ctx: Context) -> None:
     hits = 0
-    for _ in range(ctx.size(12, 6)):
+    for number in range(ctx.size(24, 16)):
         prompt = ctx.prompts.make_prompt(ctx.rng, 10)
         fields = ctx.fields(24)
         fields.pop("logprobs", None)
         plain = await ctx.api.complete(prompt, **fields)
-        stops = pick_stops(ctx, plain.text)
+        # A single string in every other call: of several, one inside a token would hide that another is not seen.
+        stops = pick_stops(ctx, plain.text, 1 if number % 2 else ctx.rng.randint(2, 4))
         if not stops:
             continue
         again = await ctx.api.complete(prompt, **{**fields, "stop": stops})
@@ -387,14 +393,14 @@ async def stop_strings(ctx: Context) -> None:
     ctx.need_evidence(hits >= 3, f"only {hits} stop strings were reached")
 
 
-def pick_stops(ctx: Context, text: str) -> list[str]:
-    """One to four pieces of ``text`` at random places, most of them across token borders."""
+def pick_stops(ctx: Context, text: str, count: int) -> list[str]:
+    """Up to ``count`` pieces of ``text`` at random places, most of them across token borders."""
     stops = []
-    for _ in range(ctx.rng.randint(1, 4)):
+    for _ in range(count):
         if len(text) < 6:
             break
         start = ctx.rng.randrange(1, len(text) - 3)
-        piece = text[start : start + ctx.rng.randint(1, 5)]
+        piece = text[start : start + (ctx.rng.randint(3, 6) if count == 1 else ctx.rng.randint(1, 5))]
         if piece.strip() and "\ufffd" not in piece:
             stops.append(piece)
     return stops

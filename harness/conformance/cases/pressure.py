@@ -60,10 +60,10 @@ async def preempted(ctx: Context) -> None:
 @case(
     "PRE-02",
     "MUST",
-    "a pool that is filled exactly: all finish",
+    "a pool that is filled exactly, by several and by one: all finish",
     source="own; SGLang #24252 kind",
     needs="completions ignore_eos pool id_prompts",
-    kills="F54",
+    kills="F54 E7",
     evidence="demand of the whole pool",
 )
 async def exactly_full(ctx: Context) -> None:
@@ -85,6 +85,27 @@ async def exactly_full(ctx: Context) -> None:
     for answer in answers:
         ctx.require(answer.first.finish == "length", f"a request of a full pool ended with {answer.first.finish!r}")
     ctx.need_evidence(total >= 0.9 * pool, f"the load held only {total} of {pool} tokens")
+    if pool <= longest + 1:
+        await fill_alone(ctx, pool)
+
+
+async def fill_alone(ctx: Context, pool: int) -> None:
+    """One sequence that needs every block: it ends by its limit, or is refused at once.
+
+    A refusal is no failure: engines may keep a block for themselves and say so in this way only.
+    """
+    ask = ctx.plain_ask(pool - 24, 24)
+    body = {"prompt": ask.prompt, "max_tokens": ask.max_tokens, "temperature": 0, "ignore_eos": True}
+    reply = await ctx.api.post("/v1/completions", body)
+    ctx.saw(alone_status=reply.status, alone_seconds=round(reply.seconds, 2))
+    if reply.status is not None and 400 <= reply.status < 500:
+        return
+    if reply.status != 200:
+        raise Failed(f"a request that needs the whole pool of {pool} tokens got no answer: {reply.words}")
+    document = reply.json()
+    choices = document.get("choices") if isinstance(document, dict) else None
+    finish = choices[0].get("finish_reason") if isinstance(choices, list) and choices else None
+    ctx.require(finish == "length", f"a request that needs the whole pool of {pool} tokens ended with {finish!r}")
 
 
 @case(
@@ -179,7 +200,7 @@ async def turnaround(ctx: Context, demand: float) -> tuple[list[float], float]:
     "three times the pool: every request ends, none waits out of proportion",
     source="own",
     needs="completions stream ignore_eos",
-    kills="F53 F57",
+    kills="F53 F57 E8",
     evidence="demand of three times the pool",
 )
 async def oversubscribed(ctx: Context) -> None:

@@ -334,11 +334,17 @@ async def penalty_size(ctx: Context) -> None:
     scorer = ctx.judge.scorer
     assert scorer is not None
     decided = positions = 0
-    for number, one in enumerate(await open_prompts(ctx, ctx.size(10, 5))):
-        frequency, presence = ((0.9, 0.0), (0.0, 1.3), (0.5, 0.4))[number % 3]
-        answer = await ctx.api.complete(
-            one.prompt, **ctx.fields(16, frequency_penalty=frequency, presence_penalty=presence)
-        )
+    sizes = ((0.9, 0.0), (0.0, 1.3), (0.5, 0.4))
+    alone = [one.prompt for one in await open_prompts(ctx, ctx.size(10, 6))]
+    # Then one prompt several times at once: all come to the same tokens, and nobody else's may count.
+    prompts = alone + alone[:1] * 6
+    asks = [
+        Ask(prompt, 16, fields={"frequency_penalty": sizes[n % 3][0], "presence_penalty": sizes[n % 3][1]})
+        for n, prompt in enumerate(prompts)
+    ]
+    answers = await ctx.together(asks[: len(alone)], at_once=1) + await ctx.together(asks[len(alone) :])
+    for number, (one, answer) in enumerate(zip(asks, answers, strict=True)):
+        frequency, presence = sizes[number % 3]
         ids = answer.first.token_ids() or []
         prompt = one.prompt if isinstance(one.prompt, list) else await ctx.judge.tokenize(one.prompt)
         if not ids or prompt is None:

@@ -124,6 +124,12 @@ class Client:
                     break
                 seen += line.startswith(b"data")
 
+    async def names(self, prompt: Any) -> int:
+        """How many different ids the chunks of a stream bear."""
+        body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "stream": True}
+        async with asyncio.timeout(LIMIT), self.session.post(self.url + "/v1/completions", json=body) as response:
+            return len(set(re.findall(r'"id":"([^"]*)"', await response.text())))
+
     async def arrivals(self, prompt: Any) -> bool:
         """Whether the first event of a stream comes well before the last."""
         body = {"prompt": prompt, "max_tokens": 60, "temperature": 0, "ignore_eos": True, "stream": True}
@@ -251,7 +257,9 @@ async def wire(client: Client, ask: dict[str, Any], real: bool) -> Observed:
     seen["stop"] = await client.complete(ask["long"], stop=_spanning(known), max_tokens=12, ignore_eos=True)
     seen["stream"] = await client.complete(ask["long"], **streamed)
     seen["delay"] = await client.arrivals(ask["long"])
+    seen["names"] = await client.names(ask["exact"])
     if real:
+        seen["one text"] = await client.complete([" bali"], max_tokens=4)
         unique = list(dict.fromkeys(4 + byte for byte in "é漢".encode()))
         letters = [BOS, *(partner(one) for one in unique), *unique, *unique[:2]]
         seen["characters"] = await client.complete(letters, **streamed)

@@ -24,11 +24,11 @@ SCENES = {
     ("hits", True): "F01 F02 F05 F06 F07 F12 F14 F15 F16 F17 F18 F20 F25 P8 P14 K9 K15 K22 B4",
     ("crowd", True): "F03 F10 F19 F21 F22 F23 P1 P12 A3 K3 K7 R13",
     ("hang_ups", True): "P6 P17",
-    ("wire", True): "F38 K1",
+    ("wire", True): "F38 K1 E4",
     ("hits", False): "F04 F08 F33 F56 F59 F57 F60 F61 P2 A6 B5",
     ("crowd", False): "F24 F26 F54 F63 A19 K5 R2 R4",
     ("drawing", False): "F09 F27 F28 F29 F30 F31 F32 F34 F35 F36 F43 F44 F47 F64",
-    ("wire", False): "F37 F39 F40 F41 F42 F45 F46 F49 F55 F62 F65 B6 B13 E1 E2 E3",
+    ("wire", False): "F37 F39 F40 F41 F42 F45 F46 F49 F55 F62 F65 B6 B13 E1 E2 E3 E5 E6",
     ("hang_ups", False): "F13 F48 F52 A5 A8",
     ("forms", False): "F50 F51",
 }
@@ -56,7 +56,7 @@ SETTINGS = {
 # Which requests share a step, and which block lies where, is left to the clock: some faults miss every answer now and then.
 TRIES = 6
 # What shows of these is an order, a delay, a size, or needs a pool on the host: they have tests of their own.
-ELSEWHERE = {"F11", "F53", "F58", "F66"}
+ELSEWHERE = {"F11", "F53", "F58", "F66", "E7", "E8"}
 FAULTS = [entry.id for entry in catalogue().values() if entry.kind == "fault" and entry.id not in ELSEWHERE]
 
 
@@ -91,9 +91,9 @@ def test_without_faults_nothing_changes(scene: str, real: bool) -> None:
     assert {key for key in again if again[key] != clean(scene, real)[key] and key not in ("twice",)} == set()
 
 
-def engine_with(*faults: str, **settings: int) -> tuple[Engine, Injection]:
+def engine_with(*faults: str, num_blocks: int = 200, **settings: int) -> tuple[Engine, Injection]:
     """An engine on the hash model, without a server."""
-    engine, _ = hash_model.make_engine(num_blocks=200, block_size=8, audit_every=0, **settings)
+    engine, _ = hash_model.make_engine(num_blocks=num_blocks, block_size=8, audit_every=0, **settings)
     tokenizer = hash_model.ByteTokenizer()
     model = ServedModel("m", tokenizer, 400, "fp", {}, {})
     injection = Injection.parse(faults)
@@ -141,3 +141,29 @@ def decodes_beside_a_long_prompt(*faults: str) -> int:
 def test_decodes_stall_under_f58() -> None:
     assert decodes_beside_a_long_prompt() >= 4
     assert decodes_beside_a_long_prompt("F58") <= 2
+
+
+def ended(*faults: str, length: int, max_tokens: int, count: int = 1) -> tuple[int, int]:
+    """Of ``count`` requests on a pool of 160 slots: how many end; and the strikes."""
+    engine, injection = engine_with(*faults, num_blocks=20, max_model_len=160)
+    for number in range(count):
+        engine.add(request(f"{number} of {count}", length, max_tokens))
+    done = 0
+    while engine.has_work:
+        done += sum(output.finish_reason is not None for output in engine.step())
+    fired = sum(lab.fired for lab in injection.labs)
+    injection.remove()
+    return done, fired
+
+
+def test_a_request_of_the_whole_pool_cannot_end_under_e7() -> None:
+    assert ended(length=150, max_tokens=10) == (1, 0)
+    assert ended("E7", length=140, max_tokens=10) == (1, 0)
+    with pytest.raises(RuntimeError, match="no sequence can advance"):
+        ended("E7", length=150, max_tokens=10)
+
+
+def test_preempted_requests_are_forgotten_under_e8() -> None:
+    assert ended(length=40, max_tokens=60, count=5) == (5, 0)
+    done, fired = ended("E8:rate=1", length=40, max_tokens=60, count=5)
+    assert (done < 5, done + fired) == (True, 5)

@@ -22,6 +22,7 @@ import aiohttp
 import numpy as np
 
 WORKERS = 12
+BATCHES = 10
 # A pool for a few requests only, so that they take blocks from each other.
 POOL = [
     "--num-blocks",
@@ -158,11 +159,16 @@ async def _idle(session: aiohttp.ClientSession) -> dict[str, float]:
 
 
 def _slope(rss: list[tuple[float, int]]) -> tuple[float, float]:
-    """Growth over the second half [MiB/min], and its standard error."""
+    """Growth over the second half [MiB/min], and its standard error.
+
+    The size moves in steps that last for minutes, so neighbouring samples tell the same: the error is that of a line
+    through the means of ``BATCHES`` equal stretches.
+    """
     half = np.array(rss[len(rss) // 2 :], dtype=float)
-    if len(half) < 4:
+    if len(half) < 4 * BATCHES:
         return 0.0, 0.0
-    t, y = (half[:, 0] - half[0, 0]) / 60, half[:, 1] / 2**20
+    means = np.array([batch.mean(axis=0) for batch in np.array_split(half, BATCHES)])
+    t, y = (means[:, 0] - means[0, 0]) / 60, means[:, 1] / 2**20
     (slope, _), covariance = np.polyfit(t, y, 1, cov=True)
     return float(slope), float(np.sqrt(covariance[0, 0]))
 

