@@ -29,6 +29,7 @@ import aiohttp
 import psutil
 
 from harness.engines import guard
+from harness.engines.descendants import tree
 from harness.engines.device_lock import device_held
 from harness.engines.errors import LaunchError
 from harness.engines.installed import require_installed
@@ -69,21 +70,6 @@ class RunningEngine:
         """One sentence and the log's tail if the engine is gone, else None."""
         code = self.exit_code()
         return None if code is None else f"{describe_exit(self.name, code)}\n{log_tail(self.log_path)}"
-
-
-def tree(pid: int) -> list[int]:
-    """``pid`` and its descendants, without zombies."""
-    try:
-        root = psutil.Process(pid)
-        members = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-    alive = []
-    for member in members:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if member.status() != psutil.STATUS_ZOMBIE:
-                alive.append(member.pid)
-    return alive
 
 
 def free_port() -> int:

@@ -35,8 +35,11 @@ class Gauge:
         return (self.family,)
 
     def read(self, families: Families) -> float | None:
+        samples = families.get(self.family, [])
+        if len(samples) == 1:  # the usual case
+            return self._value(samples[0])
         groups: dict[frozenset[tuple[str, str]], float] = {}
-        for sample in totals_only(families.get(self.family, [])):
+        for sample in totals_only(samples):
             value = self._value(sample)
             if value is None:
                 continue

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from harness.engines.errors import ExpositionError
-from harness.engines.metric_sources import Gauge
+from harness.engines.metric_sources import Formula, Gauge
 from harness.engines.metric_tables import OUR_PREFIX, TABLES
 from harness.results.schema import METRIC_NAMES
 
@@ -26,6 +28,12 @@ WANTED = {OUR_PREFIX + name for name in METRIC_NAMES} | {
 }
 
 
+MOST_SERIES = 20_000  # remembered; an engine that makes labels as it goes is parsed anew beyond
+
+# What stands before the value of a line that was parsed once: the same in every scrape.
+_series: dict[str, Sample] = {}
+
+
 def family_of(line: str) -> str:
     """The metric name at the start of a sample line."""
     return line.partition("{")[0].partition(" ")[0]
@@ -33,33 +41,60 @@ def family_of(line: str) -> str:
 
 def read_families(text: str) -> dict[str, list[Sample]]:
     """Samples of the wanted families by name.  Raises ExpositionError when such a line cannot be parsed."""
-    lines = [line for line in text.splitlines() if family_of(line) in WANTED]
     families: dict[str, list[Sample]] = defaultdict(list)
-    try:
-        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
-            for sample in family.samples:
-                families[sample.name].append(sample)
-    except (ValueError, IndexError, KeyError) as error:
-        raise ExpositionError(f"the engine's /metrics text cannot be parsed: {error}") from None
+    for line in text.splitlines():
+        head, _, value = line.rpartition(" ")
+        known = _series.get(head)
+        try:
+            if known is not None:
+                families[known.name].append(known._replace(value=float(value)))
+            elif family_of(line) in WANTED:
+                for sample in parse_line(line):
+                    families[sample.name].append(sample)
+                    if is_split_so(head, value, sample) and len(_series) < MOST_SERIES:
+                        _series[head] = sample
+        except (ValueError, IndexError, KeyError) as error:
+            raise ExpositionError(f"the engine's /metrics text cannot be parsed: {error}") from None
     return families
+
+
+def is_split_so(head: str, value: str, sample: Sample) -> bool:
+    """Whether ``value`` is the sample's value and all the rest stands in ``head``: no timestamp, no tab before it."""
+    try:
+        found = float(value)
+    except ValueError:
+        return False
+    same = found == sample.value or (math.isnan(found) and math.isnan(sample.value))
+    return bool(head) and same and sample.timestamp is None
+
+
+def parse_line(line: str) -> list[Sample]:
+    return [sample for family in text_string_to_metric_families(line + "\n") for sample in family.samples]
+
+
+@lru_cache(maxsize=64)
+def sources_in(families: frozenset[str]) -> tuple[tuple[str, tuple[Gauge | Formula, ...]], ...]:
+    """For every name of the vocabulary the sources that ``families`` can feed: ours, then table after table."""
+    ours = {name: (Gauge(OUR_PREFIX + name),) for name in METRIC_NAMES}
+    found = []
+    for table in (ours, *(table for _, table in TABLES.values())):
+        for name, sources in table.items():
+            fed = tuple(source for source in sources if families.issuperset(source.families))
+            if fed:
+                found.append((name, fed))
+    return tuple(found)
 
 
 def parse_exposition(text: str) -> dict[str, float]:
     """Values by name of METRIC_NAMES.  A metric that the engine does not show is absent, never 0.
 
-    A text that holds nothing of any engine gives an empty dict; a broken sample line raises ExpositionError.
+    A text that holds nothing of any engine gives an empty dict; a broken sample line raises ExpositionError.  Our own
+    names win over those of other engines, and among these the first table.
     """
     families = read_families(text)
     values: dict[str, float] = {}
-    for _, table in TABLES.values():
-        for name, sources in table.items():
-            for source in sources:
-                value = source.read(families)
-                if value is not None:
-                    values.setdefault(name, float(value))
-                    break
-    for name in METRIC_NAMES:
-        value = Gauge(OUR_PREFIX + name).read(families)
+    for name, sources in reversed(sources_in(frozenset(families))):
+        value = next((value for source in sources if (value := source.read(families)) is not None), None)
         if value is not None:
             values[name] = float(value)
     return values

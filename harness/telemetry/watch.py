@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from harness.engines.launch import tree
+from harness.engines.descendants import tree
 from harness.telemetry.foreign import ForeignSampler
 from harness.telemetry.nvml import NvmlSampler
 from harness.telemetry.periodic import Periodic
 from harness.telemetry.process import ProcessSampler
 from harness.telemetry.scrape import Scraper
 
-SCRAPE_PERIOD_S = 0.2
-PROCESS_PERIOD_S = 0.5
-MACHINE_PERIOD_S = 1.0
+SCRAPE_PERIOD_S = 0.22
+SYSTEM_PERIOD_S = 1.0
 DEVICE_PERIOD_S = 0.1
 
 Append = Callable[[str, Iterable[Mapping[str, Any]]], None]  # table name, rows
@@ -41,16 +40,14 @@ class Watch:
         self._scrapers = scrapers
         self._cell_id = cell_id
         self._append = append
-        own = ProcessSampler(lambda: [os.getpid()], source="client")
-        self._threads = [Periodic("client", PROCESS_PERIOD_S, self._rows("system", own.sample))]
+        system = [ProcessSampler(lambda: [os.getpid()], source="client").sample]
+        if pids is not None:
+            # Only where the engine is ours from its start, a descendant of this process, can it be told from others.
+            system += [ProcessSampler(pids).sample, ForeignSampler(lambda: tree(os.getpid())).sample]
+        # One thread for all of them: each wake-up takes a core from an engine that computes on every core.
+        self._threads = [Periodic("system", SYSTEM_PERIOD_S, self._rows("system", *system))]
         for scraper in scrapers:
             self._threads.append(Periodic("scrape", SCRAPE_PERIOD_S, self._rows("metrics", scraper.sample)))
-        if pids is not None:
-            server = ProcessSampler(pids)
-            self._threads.append(Periodic("processes", PROCESS_PERIOD_S, self._rows("system", server.sample)))
-            # Only where the engine is ours from its start, a descendant of this process, can it be told from others.
-            others = ForeignSampler(lambda: tree(os.getpid()))
-            self._threads.append(Periodic("machine", MACHINE_PERIOD_S, self._rows("system", others.sample)))
         if devices is not None and devices.devices:
             self._threads.append(Periodic("devices", DEVICE_PERIOD_S, self._rows("system", devices.sample)))
 
@@ -81,9 +78,9 @@ class Watch:
         """What ended a telemetry thread early (a full disk, a bug), or None."""
         return next((thread.error for thread in self._threads if thread.error is not None), None)
 
-    def _rows(self, table: str, sample: Callable[[], Iterable[dict[str, Any]]]) -> Callable[[], None]:
+    def _rows(self, table: str, *samples: Callable[[], Iterable[dict[str, Any]]]) -> Callable[[], None]:
         def work() -> None:
-            rows = [{"cell_id": self._cell_id, **row} for row in sample()]
+            rows = [{"cell_id": self._cell_id, **row} for sample in samples for row in sample()]
             if rows:
                 self._append(table, rows)
 

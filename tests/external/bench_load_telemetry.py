@@ -1,16 +1,17 @@
-"""What watching costs: output tokens/s with telemetry against without, in interleaved pairs on one running engine.
+"""What watching costs: output tokens/s with telemetry against without, in neighbouring windows of one running load.
 
-Each pair drives the same requests twice, once with everything sampled that ``pagedbench run`` samples, once with
-nothing; which comes first alternates.  The change is the mean of the pairs' log ratios with Student's interval.
+While a closed loop runs, everything that ``pagedbench run`` samples is sampled in one window of some seconds and nothing in
+the next; which comes first alternates.  A window's rate is the tokens that came in it.  The change is the mean of the pairs'
+log ratios with Student's interval: neighbours in time share what else the machine does.
 
-A machine whose speed wanders by more than the bound hides the answer.  So the work itself is measured, too: the CPU time
-of the engine and of this process while nothing is asked, watched less unwatched, as a share of all cores.  That is what
-an engine that uses every core could lose.
+A machine whose speed wanders by more than the bound hides the answer all the same.  So the work itself is measured, too: the
+CPU time of the engine and of this process while nothing is asked, watched less unwatched, as a share of all cores.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import tempfile
@@ -34,25 +35,25 @@ from harness.telemetry.watch import Watch
 from workloads.request import Load, RequestSpec
 
 MAX_CHANGE = 0.01
+WARM_UP_S, WINDOW_S, MOST_REQUESTS = 8.0, 4.0, 4000
 WORK_S, WORK_PAIRS = 10.0, 3
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An engine by its recipe, and what it is asked in each cell."""
+    """An engine by its recipe, and the load under which it is watched now and then."""
 
     name: str
     recipe: str
     streams: int
-    requests: int
     output_tokens: int
     pairs: int
 
 
 SUBJECTS = (
-    Subject("emulator", "recipe:emulator,ttft_ms=50,itl_ms=20", 100, 200, 100, 6),
-    # All but the few tokens of the prompt is decoding, so that a cell is short and its speed steady.
-    Subject("reference", "recipe:reference,kv_memory=64MiB", 4, 8, 48, 20),
+    Subject("emulator", "recipe:emulator,ttft_ms=50,itl_ms=20", 100, 100, 20),
+    # All but the few tokens of the prompt is decoding, so that its speed is steady.
+    Subject("reference", "recipe:reference,kv_memory=128MiB", 4, 400, 75),
 )
 
 
@@ -65,52 +66,65 @@ async def measure_subject(subject: Subject) -> dict[str, Any]:
 
 
 async def measure_engine(subject: Subject, engine: ReadyEngine, folder: Path) -> dict[str, Any]:
-    """The pairs of one engine; one cell before them warms up both."""
+    """The pairs of one engine."""
     journals = SharedJournals({name: folder / f"{name}.jsonl" for name in ("requests", "chunks", "system", "metrics")})
     devices = NvmlSampler()
-    options = ClientOptions(urls=(engine.found.info.url,))
+    devices.pids = engine.pids or (lambda: [])
 
-    async def tokens_per_s(cell: str, watched: bool) -> float:
-        specs = tuple(
-            RequestSpec(index, None, f"Story {index}: once upon a time", 8, subject.output_tokens)
-            for index in range(subject.requests)
-        )
-        plan = CellPlan(cell, Load("closed", concurrency=subject.streams), (), specs)
-        devices.pids = engine.pids or (lambda: [])
-        async with options.make() as client:
-            run = CellRun(plan, client, engine.dialect, journals)
-            start = time.monotonic()
-            if watched:
-                scrapers = scrapers_of(engine.found, None)
-                async with Watch(cell, journals.append, scrapers=scrapers, pids=engine.pids, devices=devices) as watch:
-                    await run.run()
-                    end = time.monotonic()
-                if watch.error is not None:
-                    raise watch.error
-            else:
-                await run.run()
-                end = time.monotonic()
-        if run.progress.failed:
-            raise SystemExit(f"{subject.name}: {run.progress.failed} requests failed: {run.progress.last_error}")
-        return run.progress.settled_tokens / (end - start)
+    def watch(cell: str) -> Watch:
+        scrapers = scrapers_of(engine.found, None)
+        return Watch(cell, journals.append, scrapers=scrapers, pids=engine.pids, devices=devices)
 
-    await tokens_per_s("warm", False)
-    pairs = []
-    for number in range(subject.pairs):
-        first = number % 2 == 0
-        one = await tokens_per_s(f"{number}.a", first)
-        two = await tokens_per_s(f"{number}.b", not first)
-        pairs.append((one, two) if first else (two, one))
+    specs = tuple(
+        RequestSpec(index, None, f"Story {index}: once upon a time", 8, subject.output_tokens)
+        for index in range(MOST_REQUESTS)
+    )
+    seconds = WARM_UP_S + 2 * subject.pairs * WINDOW_S
+    load = Load("closed", concurrency=subject.streams)
+    plan = CellPlan("load", load, (), specs, duration_s=seconds)
+    windows: list[tuple[bool, int, int]] = []
+
+    async def toggle() -> None:
+        await asyncio.sleep(WARM_UP_S)
+        for number in range(subject.pairs):
+            for watched in (True, False) if number % 2 else (False, True):
+                start = time.monotonic_ns()
+                if watched:
+                    async with (seen := watch(f"{number}")):
+                        await asyncio.sleep(WINDOW_S)
+                    if seen.error is not None:
+                        raise seen.error
+                else:
+                    await asyncio.sleep(WINDOW_S)
+                windows.append((watched, start, time.monotonic_ns()))
+
+    async with ClientOptions(urls=(engine.found.info.url,)).make() as client:
+        run = CellRun(plan, client, engine.dialect, journals)
+        await asyncio.gather(run.run(), toggle())
+    if run.progress.failed:
+        raise SystemExit(f"{subject.name}: {run.progress.failed} requests failed: {run.progress.last_error}")
+    times = np.sort([json.loads(line)["t"] for line in (folder / "chunks.jsonl").read_bytes().splitlines()])
+    pairs = paired_rates(windows, times)
     shares = []
     for number in range(WORK_PAIRS):
         without = await idle_cpu_s(engine, None)
-        scrapers = scrapers_of(engine.found, None)
-        watch = Watch(f"idle.{number}", journals.append, scrapers=scrapers, pids=engine.pids, devices=devices)
-        shares.append((await idle_cpu_s(engine, watch) - without) / WORK_S / (os.cpu_count() or 1))
+        shares.append((await idle_cpu_s(engine, watch(f"idle.{number}")) - without) / WORK_S / (os.cpu_count() or 1))
     devices.close()
     journals.close()
     row = {"engine": subject.name, "pairs": len(pairs), **change(pairs), "work": max(shares), "works": shares}
-    return judged({**row, "tokens_per_s": pairs})
+    return judged({**row, "tokens_per_s": [[round(rate, 2) for rate in pair] for pair in pairs]})
+
+
+def paired_rates(windows: list[tuple[bool, int, int]], times: Any) -> list[tuple[float, float]]:
+    """(with, without) of each two neighbouring windows [chunks/s]; ``times`` of all chunks [ns], in order."""
+    rates = []
+    for watched, start, end in windows:
+        count = np.searchsorted(times, end) - np.searchsorted(times, start)
+        rates.append((watched, float(count) / ((end - start) / 1e9)))
+    pairs = []
+    for (first_watched, first), (_, second) in zip(rates[::2], rates[1::2], strict=True):
+        pairs.append((first, second) if first_watched else (second, first))
+    return pairs
 
 
 async def idle_cpu_s(engine: ReadyEngine, watch: Watch | None) -> float:

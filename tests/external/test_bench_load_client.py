@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bench_load_client import highest_right, is_right, table
 from bench_load_scaling import compared
-from bench_load_telemetry import change
+from bench_load_telemetry import change, paired_rates
 from bench_load_telemetry import judged as judged_telemetry
 from bench_load_wire import cases, judged, received_since, stimulus
 from known_server import answer_s, delivered_share
@@ -115,3 +115,10 @@ def test_telemetry_must_be_shown_to_be_free() -> None:
     assert not judged_telemetry({**change([(on * 0.985, off) for on, off in steady]), "work": 0.002})["met"]
     noisy = [(100 * (1 + chance.gauss(0, 0.1)), 100.0) for _ in range(6)]
     assert not judged_telemetry({**change(noisy), "work": 0.002})["met"]  # nothing is shown, so it is not met
+
+
+def test_neighbouring_windows_are_paired_whichever_was_watched() -> None:
+    times = [int(second * 1e9) for second in (0.1, 0.2, 0.3, 1.1, 1.2, 2.5, 3.1, 3.2, 3.3, 3.4)]
+    edges = [(False, 0, 1), (True, 1, 2), (True, 2, 3), (False, 3, 4)]
+    windows = [(watched, int(start * 1e9), int(end * 1e9)) for watched, start, end in edges]
+    assert paired_rates(windows, times) == [(2.0, 3.0), (1.0, 4.0)]

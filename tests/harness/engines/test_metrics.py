@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from harness.engines.errors import ExpositionError
 from harness.engines.metric_tables import TABLES
-from harness.engines.metrics import kind_of, parse_exposition, parse_slots
+from harness.engines.metrics import WANTED, kind_of, parse_exposition, parse_slots, read_families
 from harness.results.schema import METRIC_NAMES
 
 FIXTURES = Path(__file__).with_name("fixtures")
@@ -219,6 +225,58 @@ def test_broken_lines_of_wanted_families_are_an_error() -> None:
 
 def test_broken_lines_of_other_families_do_not_matter() -> None:
     assert parse_exposition("what{ever\nvllm:num_requests_running 3\n") == {"requests_running": 3}
+
+
+def plain_families(text: str) -> dict[str, list[Sample]]:
+    """What the library reads, at once and without memory."""
+    found: dict[str, list[Sample]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(Sample(sample.name, sample.labels, sample.value, sample.timestamp))
+    return found
+
+
+VALUES = st.one_of(st.integers(0, 10**12), st.floats(), st.just(math.inf)).map(
+    lambda value: {math.inf: "+Inf", -math.inf: "-Inf"}.get(value, "NaN" if value != value else repr(value))
+)
+LABELS = st.dictionaries(
+    st.sampled_from(["engine", "tp_rank", "model"]),
+    st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters='"\\'), max_size=8),
+    max_size=3,
+).map(lambda found: "{" + ",".join(f'{name}="{value}"' for name, value in found.items()) + "}" if found else "")
+LINES = st.builds(
+    lambda name, labels, gap, value, stamp: f"{name}{labels}{gap}{value}{stamp}",
+    st.sampled_from(sorted(WANTED)),
+    LABELS,
+    st.sampled_from([" ", "  ", "\t", " \t"]),
+    VALUES,
+    st.sampled_from(["", "", "", " 1700000000000"]),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(LINES, max_size=12), st.randoms())
+def test_a_line_that_is_remembered_is_read_as_one_that_is_new(lines: list[str], rng: Any) -> None:
+    """The same series again with other values, in other orders: what the parser reads is what ours reads."""
+    for _ in range(2):
+        text = "\n".join(lines) + "\n"
+        expected = plain_families(text)
+        found = read_families(text)
+        assert {name: [(s.labels, repr(float(s.value))) for s in samples] for name, samples in found.items()} == {
+            name: [(s.labels, repr(float(s.value))) for s in samples] for name, samples in expected.items()
+        }
+        rng.shuffle(lines)
+
+
+def test_our_own_names_win_and_among_others_the_first_table() -> None:
+    ours, vllm, sglang = (
+        "pagedbench:requests_running 1\n",
+        "vllm:num_requests_running 2\n",
+        "sglang:num_running_reqs 3\n",
+    )
+    assert parse_exposition(sglang + vllm + ours)["requests_running"] == 1
+    assert parse_exposition(sglang + vllm)["requests_running"] == 2
+    assert parse_exposition(sglang)["requests_running"] == 3
 
 
 def slots(*rows: tuple[bool, int], n_ctx: int = 1024) -> str:
