@@ -498,7 +498,11 @@ class Scheduler:
         return request.params.prompt_logprobs is not None and entry.rows_returned < len(request.prompt) - 1
 
     def _fits(self, entry: Entry, prefix: list[CachedBlock]) -> bool:
-        return self.kv.can_admit(entry.sequence, prefix, entry.continuations, self._headroom(entry, without=[]))
+        # What is left free beside others at the least: on a full pool, at every step, the sum over them is not needed.
+        least = self._watermark + entry.continuations - 1 if len(self._running) else 0
+        return self.kv.can_admit(entry.sequence, prefix, entry.continuations, least) and self.kv.can_admit(
+            entry.sequence, prefix, entry.continuations, self._headroom(entry, without=[])
+        )
 
     def _headroom(self, entry: Entry, without: list[Entry]) -> int:
         """Blocks to leave free beside ``entry``'s own: what the others running (but ``without``) still need for tokens
@@ -595,6 +599,11 @@ class Scheduler:
         sequence = entry.sequence
         if not sequence.num_generated and sequence.index == 0:
             self._prompt_tokens += sequence.prompt_len
+        if len(tokens) == 1 and entry.continuations == 1:  # all decodes
+            sequence.tokens.append(tokens[0])
+            committed.append(CommittedToken(sequence, tokens[0], 0))
+            self._generation_tokens += 1
+            return
         children = [self._fork(entry, index) for index in range(1, len(tokens))]
         if children:
             self._seats -= entry.continuations - 1

@@ -36,7 +36,8 @@ _series: dict[str, Sample] = {}
 
 def family_of(line: str) -> str:
     """The metric name at the start of a sample line."""
-    return line.partition("{")[0].partition(" ")[0]
+    name = line.partition("{")[0].split(None, 1)
+    return name[0] if name else ""
 
 
 def read_families(text: str) -> dict[str, list[Sample]]:

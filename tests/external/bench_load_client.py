@@ -7,7 +7,8 @@
     python tests/external/bench_load_client.py scaling --out DIR        chunks/s over worker processes
     python tests/external/bench_load_client.py telemetry --out DIR      what watching costs
 
-Each takes less than five minutes (telemetry a quarter of an hour), prints a table and adds its rows to ``DIR/MODE.json``.  Run it on a quiet machine.
+Each takes less than five minutes (telemetry a quarter of an hour), prints a table and adds its rows to ``DIR/MODE.json``.
+Run it on a quiet machine.
 
 The server runs on core 0 and the client on core 1 (``taskset``); truth is ``tests/harness/load/truth_server.c``, compiled
 with cc, or the emulator.  Each client is a process of its own whose CPU time and peak memory ``wait4`` tells.  With
