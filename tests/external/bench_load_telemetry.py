@@ -35,7 +35,7 @@ from harness.telemetry.watch import Watch
 from workloads.request import Load, RequestSpec
 
 MAX_CHANGE = 0.01
-WARM_UP_S, WINDOW_S, MOST_REQUESTS = 8.0, 4.0, 4000
+WARM_UP_S, WINDOW_S, MOST_REQUESTS = 8.0, 4.0, 20_000
 WORK_S, WORK_PAIRS = 10.0, 3
 
 
@@ -51,7 +51,7 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("emulator", "recipe:emulator,ttft_ms=50,itl_ms=20", 100, 100, 20),
+    Subject("emulator", "recipe:emulator,ttft_ms=50,itl_ms=20", 100, 100, 10),
     # All but the few tokens of the prompt is decoding, so that its speed is steady.
     Subject("reference", "recipe:reference,kv_memory=128MiB", 4, 400, 75),
 )
@@ -103,6 +103,8 @@ async def measure_engine(subject: Subject, engine: ReadyEngine, folder: Path) ->
         await asyncio.gather(run.run(), toggle())
     if run.progress.failed:
         raise SystemExit(f"{subject.name}: {run.progress.failed} requests failed: {run.progress.last_error}")
+    if run.progress.done >= MOST_REQUESTS:
+        raise SystemExit(f"{subject.name}: all {MOST_REQUESTS} requests were answered before the last window")
     times = np.sort([json.loads(line)["t"] for line in (folder / "chunks.jsonl").read_bytes().splitlines()])
     pairs = paired_rates(windows, times)
     shares = []
