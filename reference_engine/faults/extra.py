@@ -1,4 +1,4 @@
-"""E4 to E8: broken promises that no row of the catalogue of bugs names, and that servers can break all the same."""
+"""E4 to E9: broken promises that no row of the catalogue of bugs names, and that servers can break all the same."""
 
 from __future__ import annotations
 
@@ -130,3 +130,24 @@ def forgotten(lab: Lab) -> None:
         return faulty
 
     lab.wrap(lab.scheduler, "_preempt", make)
+
+
+@fault(
+    "E9",
+    "what a call leaves out is the server's own: top_k 40, top_p 0.95, min_p 0.05",
+    source="llama.cpp's server, its documented defaults; servers that take them from generation_config.json",
+    trigger="temperature above 0 and no top_p",
+    top_k=40,
+    top_p=0.95,
+    min_p=0.05,
+)
+def own_defaults(lab: Lab) -> None:
+    def make(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def faulty(body: Any, *rest: Any) -> Any:
+            left = {name: lab.value(name) for name in ("top_k", "top_p", "min_p") if name not in body}
+            return parse({**body, **left} if left and lab.fires() else body, *rest)
+
+        return faulty
+
+    lab.wrap(api, "parse_completion", make)
+    lab.wrap(api, "parse_chat", make)

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from harness.conformance.answer import Answer
 from harness.conformance.case import Failed, case
@@ -16,6 +17,11 @@ from harness.conformance.stats import ALPHA, binomial_low, g_test
 
 SPEC = "OpenAI OpenAPI 2026-08-21"
 STRONG_G = 60  # twice what rejects at alpha 1e-4 with seven degrees of freedom (29.9)
+
+
+def neutral(ctx: Context, **fields: Any) -> dict[str, Any]:
+    """``fields``, and of all others that they cut nothing.  Servers have defaults of their own, which SMP-13 asks for."""
+    return {"top_p": 1, **({"top_k": -1, "min_p": 0} if ctx.features.has("top_k") else {}), **fields}
 
 
 @case(
@@ -53,7 +59,7 @@ async def frequencies(ctx: Context) -> None:
     tests = []
     for prompt in await open_prompts(ctx, ctx.size(4, 2)):
         for attempt in range(2):
-            counts = await draw(ctx, prompt.prompt, count)
+            counts = await draw(ctx, prompt.prompt, count, **neutral(ctx))
             statistic, p, freedom = g_test(counts, prompt.probabilities)
             if p >= ALPHA:
                 break
@@ -65,6 +71,40 @@ async def frequencies(ctx: Context) -> None:
                 )
         tests.append(round(p, 5))
     ctx.saw(draws_each=count, p_values=tests)
+
+
+@case(
+    "SMP-13",
+    "SHOULD",
+    "what a call leaves out is temperature 1 and top_p 1: nothing is cut",
+    source=f"{SPEC}: temperature, top_p (default 1)",
+    needs="logprobs sampling",
+    kills="E9",
+    oracle="G-test, alpha 1e-4, a second sample confirms",
+    evidence="prompts at which a nucleus of 0.95 would show",
+)
+async def defaults(ctx: Context) -> None:
+    count = ctx.afford(1200, 1, 30, 400)
+    strength = 0.0
+    for prompt in await open_prompts(ctx, ctx.size(3, 2)):
+        # In a nucleus all others become likelier by so many nats; G over the draws would be near twice their sum.
+        inside = sum(prompt.probabilities[token] for token in prompt.nucleus(0.95))
+        strength = max(strength, -2 * count * math.log(inside / sum(prompt.probabilities.values())))
+        for attempt in range(2):
+            counts = await draw(ctx, prompt.prompt, count)
+            statistic, p, freedom = g_test(counts, prompt.probabilities)
+            if p >= ALPHA:
+                break
+            if attempt:
+                missing = [t for t, share in prompt.probabilities.items() if not counts[t] and share * count > 10]
+                raise Failed(
+                    f"{count} draws without sampling parameters do not follow the distribution, twice: G {statistic:.1f} "
+                    f"on {freedom}, p {p:.1g}{f'; {len(missing)} likely tokens never came' if missing else ''}",
+                    expected={k: round(v, 4) for k, v in list(prompt.probabilities.items())[:6]},
+                    drawn={k: round(v / count, 4) for k, v in counts.most_common(6)},
+                )
+    ctx.saw(draws_each=count, strength=round(strength))
+    ctx.need_evidence(strength >= STRONG_G / 2, f"G would be near {strength:.0f} if a nucleus of 0.95 were cut")
 
 
 @case(
@@ -86,7 +126,7 @@ async def temperature_slope(ctx: Context) -> None:
         for temperature in (0.5, 1.0, 1.5):
             expected = tempered(prompt.probabilities, temperature)
             for attempt in range(2):
-                drawn = await draw(ctx, prompt.prompt, count, temperature=temperature)
+                drawn = await draw(ctx, prompt.prompt, count, **neutral(ctx, temperature=temperature))
                 # Tokens that were not told have no known share at another temperature.
                 counts = {token: drawn[token] for token in expected}
                 statistic, p, freedom = g_test(counts, expected)
@@ -136,7 +176,7 @@ async def nucleus(ctx: Context) -> None:
     drawn = 0
     for prompt in prompts:
         for share in (0.5, 0.8):
-            counts = await draw(ctx, prompt.prompt, total // 6, top_p=share)
+            counts = await draw(ctx, prompt.prompt, total // 6, **neutral(ctx, top_p=share))
             inside = prompt.nucleus(share)
             # Rounding decides who is last: the next in rank, and whatever ties with it, is not judged.
             margin = [t for t in prompt.ranked[len(inside) :] if tie(ctx, prompt, inside[-1], t)]
@@ -178,7 +218,7 @@ async def best_token(ctx: Context) -> None:
             # Filters only add to the best token's share, so its unfiltered probability is a lower bound.
             expected = prompt.probabilities[best]
             for attempt in range(2):
-                counts = await draw(ctx, prompt.prompt, count, **one)
+                counts = await draw(ctx, prompt.prompt, count, **neutral(ctx, **one))
                 p = binomial_low(counts[best], sum(counts.values()), expected)
                 if p > 3e-5:
                     break
@@ -208,7 +248,7 @@ async def top_k(ctx: Context) -> None:
         for k in (1, 2, 3):
             if len(prompt.ranked) <= k or prompt.gap(k) <= max(ctx.limits.regret, 1e-4):
                 continue
-            counts = await draw(ctx, prompt.prompt, count, top_k=k)
+            counts = await draw(ctx, prompt.prompt, count, **neutral(ctx, top_k=k))
             allowed = prompt.ranked[:k]
             strangers = {token: n for token, n in counts.items() if token not in allowed}
             ctx.require(not strangers, f"with top_k {k} tokens beyond the {k} best came", tokens=strangers)
