@@ -26,7 +26,7 @@ def test_a_case_is_declared_whole(case) -> None:
     assert case.source
     assert case.oracle
     for fault in case.kills:
-        assert re.fullmatch(r"F\d\d|[PARKB]\d+", fault), fault
+        assert re.fullmatch(r"F\d\d|[PARKBE]\d+", fault), fault
     for need in case.needs:
         for part in need.split("|"):
             if part.startswith("metric:"):
