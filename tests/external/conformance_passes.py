@@ -33,7 +33,7 @@ CHECKPOINT = "reference_engine/sentinel/checkpoint"
 VLLM = {
     "model": CHECKPOINT,
     "served_model_name": "sentinel",
-    "kv_blocks": 160,
+    "kv_blocks": 96,
     "block_size": 32,
     "max_model_len": 2048,
     "max_num_seqs": 16,

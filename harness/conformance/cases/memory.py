@@ -129,23 +129,28 @@ async def capacity(ctx: Context) -> None:
     await ctx.drained()
     squeeze = Squeeze.plan(ctx, demand=1.5)
     before = (await ctx.drained()).get("preemptions_total", 0.0)
-    streams: list[Streamed] = []
-    estimates: list[float] = []
+    ended: list[Streamed] = []
+    tokens_so_far = [0] * squeeze.count
+    low = high = 0.0  # tokens held when the counter was last seen at rest, and first seen risen
+    ended_by_then = 0
 
     async def watch() -> None:
-        while not estimates:
+        nonlocal low, high, ended_by_then
+        while not high:
+            held = squeeze.count * squeeze.prompt + float(sum(tokens_so_far))
             values = await ctx.metrics()
-            if values.get("preemptions_total", 0.0) > before:
-                estimates.append(squeeze.count * squeeze.prompt + float(sum(tokens_so_far)))
+            if values.get("preemptions_total", before) > before:
+                ended_by_then = len(ended)
+                high = squeeze.count * squeeze.prompt + float(sum(tokens_so_far))
+            elif all(tokens_so_far):  # until then prompts are still being computed
+                low = held
             await asyncio.sleep(0.005)
-
-    tokens_so_far = [0] * squeeze.count
 
     async def one(number: int) -> None:
         ask = ctx.plain_ask(squeeze.prompt, squeeze.output)
         streamed = await ctx.api.stream("/v1/completions", {"prompt": ask.prompt, **ctx.fields(squeeze.output)},
                                         on_event=lambda: count(number))  # fmt: skip
-        streams.append(streamed)
+        ended.append(streamed)
 
     def count(number: int) -> None:
         tokens_so_far[number] += 1
@@ -156,16 +161,21 @@ async def capacity(ctx: Context) -> None:
     finally:
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
-    ctx.need_evidence(estimates, "no preemption was seen")
-    held = estimates[0]
-    # Each sequence's last block is half empty on average; a step more may have come before the counter was read.
-    slots = held + squeeze.count * (ctx.block - 1) / 2
     claimed = float(squeeze.pool)
-    ctx.saw(held_tokens=held, slots=slots, claimed=claimed, ratio=round(slots / claimed, 4), sequences=squeeze.count)
+    # Each sequence's last block is half empty on average; a step more may have come before the counter was read.
+    partial = squeeze.count * (ctx.block - 1) / 2
     slack = 0.05 * claimed + 2 * squeeze.count + squeeze.count * ctx.block / 4
+    ctx.saw(
+        held_tokens=[low, high], slots=high + partial, claimed=claimed, sequences=squeeze.count, ended=ended_by_then
+    )
+    ctx.need_evidence(high, "no preemption was seen")
+    ctx.need_evidence(not ended_by_then, f"{ended_by_then} sequences had ended when the first preemption was seen")
+    ctx.need_evidence(
+        high - low <= slack, f"between two looks at the counter the sequences went from {low:.0f} to {high:.0f} tokens"
+    )
     ctx.require(
-        abs(slots - claimed) <= slack,
-        f"the first preemption came with about {slots:.0f} slots in use, claimed are {claimed:.0f}",
+        low + partial - slack <= claimed <= high + partial + slack,
+        f"the first preemption came with {low + partial:.0f} to {high + partial:.0f} slots in use, claimed are {claimed:.0f}",
     )
 
 
