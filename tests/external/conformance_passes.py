@@ -118,12 +118,15 @@ def page(name: str, document: dict[str, Any]) -> str:
     first = passes[0]
     counts = [Counter(one["verdicts"].values()) for one in passes]
     seconds = sorted(one["seconds"] for one in passes)
+    several = (
+        f"{len(passes)} full passes, each from another seed and on a fresh engine, of {seconds[0]} to {seconds[-1]} s"
+    )
+    many = f"One full pass of {seconds[0]} s" if len(passes) == 1 else several
     lines = [
         f"# Conformance of {SUBJECTS[name].title} ({first['engine_version']})",
         "",
-        f"{len(passes)} full {'pass' if len(passes) == 1 else 'passes'} of {len(first['verdicts'])} cases, each from another "
-        f"seed and on a fresh engine, {seconds[0]} to {seconds[-1]} s; model: the [sentinel](../sentinel.md), judged by a "
-        f"naive fp32 engine with the same weights; machine: {', '.join(sorted({one['machine'] for one in passes}))}, "
+        f"{many}, {len(first['verdicts'])} cases; model: the [sentinel](../sentinel.md), judged by a naive fp32 engine with "
+        f"the same weights; machine: {', '.join(sorted({one['machine'] for one in passes}))}, "
         "which other jobs shared, so times say nothing about the engine.",
         "",
         "```sh",
