@@ -224,7 +224,7 @@ def main() -> int:
             "naive",
             "--dtype",
             "float32",
-            "--no-prefix-caching",
+            "--no-prefix-cache",
             "--threads",
             "1",
         )
