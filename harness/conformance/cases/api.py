@@ -609,6 +609,19 @@ async def logit_bias(ctx: Context) -> None:
         banned = await ctx.api.complete(prompt, **ctx.fields(1, logit_bias={str(best[0]): -100}))
         ids = banned.first.token_ids() or []
         ctx.require(best[0] not in ids, f"token {best[0]} came although its bias is -100")
+    # Side by side, biased and plain in turn: each gets its own bias, and the plain ones none.
+    prompts = [ctx.prompts.make_prompt(ctx.rng, 12) for _ in range(12)]
+    alone = [(await ctx.api.complete(prompt, **ctx.fields(1))).first.token_ids() or [] for prompt in prompts]
+    tokens = [max(ids[0] ^ 1, 8) if ids else 8 for ids in alone]
+    pairs = [
+        (Ask(prompt, 1, fields={"logit_bias": {str(token): 100}}), Ask(prompt, 1))
+        for prompt, token in zip(prompts, tokens, strict=True)
+    ]
+    answers = [answer.first.token_ids() or [] for answer in await ctx.together([ask for pair in pairs for ask in pair])]
+    wrong = [(token, ids) for token, ids in zip(tokens, answers[::2], strict=True) if ids != [token]]
+    ctx.require(not wrong, f"beside others, a bias of +100 on a token gave another: {wrong[:1]}")
+    taken = [ids for ids, own in zip(answers[1::2], alone, strict=True) if ids != own and set(ids) & set(tokens)]
+    ctx.require(not taken, f"a neighbour's bias forced the tokens {taken[:1]} on a request without one")
 
 
 @case(
