@@ -498,11 +498,15 @@ class Scheduler:
         return request.params.prompt_logprobs is not None and entry.rows_returned < len(request.prompt) - 1
 
     def _fits(self, entry: Entry, prefix: list[CachedBlock]) -> bool:
-        # What is left free beside others at the least: on a full pool, at every step, the sum over them is not needed.
-        least = self._watermark + entry.continuations - 1 if len(self._running) else 0
+        # On a full pool, at every step, the sum over those who run is not needed to see that there is no room.
+        least = self._least_headroom(entry) if len(self._running) else 0
         return self.kv.can_admit(entry.sequence, prefix, entry.continuations, least) and self.kv.can_admit(
             entry.sequence, prefix, entry.continuations, self._headroom(entry, without=[])
         )
+
+    def _least_headroom(self, entry: Entry) -> int:
+        """The part of ``_headroom`` beside others that does not depend on them."""
+        return self._watermark + entry.continuations - 1
 
     def _headroom(self, entry: Entry, without: list[Entry]) -> int:
         """Blocks to leave free beside ``entry``'s own: what the others running (but ``without``) still need for tokens
@@ -512,7 +516,7 @@ class Scheduler:
         others = [other for other in self._running.snapshot() if other not in without]
         if not others:
             return 0
-        return self._watermark + sum(self.kv.blocks_missing(o.sequence) for o in others) + entry.continuations - 1
+        return self._least_headroom(entry) + sum(self.kv.blocks_missing(o.sequence) for o in others)
 
     def _displace_for(self, draft: _Draft, entry: Entry) -> None:
         """Admit ``entry`` in place of running sequences of less urgent priority, if that is certain to work."""

@@ -79,7 +79,7 @@ def places(tree: ast.Module) -> list[ast.AST]:
 def is_changeable(node: ast.AST) -> bool:
     match node:
         case ast.Constant(value=value):
-            return isinstance(value, bool | int | float) and not isinstance(value, str)
+            return isinstance(value, bool | int | float)
         case ast.Call(func=ast.Name(id=name)):
             return name in NAMES
         case ast.BinOp(op=operator) | ast.BoolOp(op=operator) | ast.Compare(ops=[operator, *_]):
