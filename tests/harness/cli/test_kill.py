@@ -100,14 +100,14 @@ def kill_once(url: str, out: Path, after_s: float) -> None:
 
 def test_a_killed_harness_loses_nothing(tmp_path: Path) -> None:
     with emulator("--ttft-ms", "20", "--itl-ms", "10") as (url, _):
-        kill_once(url, tmp_path / "run", 1 + random.random() / 2)
+        kill_once(url, tmp_path / "run", 2 + random.random() / 2)
 
 
 @pytest.mark.slow
 def test_a_harness_killed_at_fifty_moments_loses_nothing(tmp_path: Path) -> None:
     with emulator("--ttft-ms", "20", "--itl-ms", "10") as (url, _):
         for number in range(50):
-            kill_once(url, tmp_path / f"run-{number}", 1 + random.random())
+            kill_once(url, tmp_path / f"run-{number}", 1.5 + random.random())
 
 
 def killed_worker_once(url: str, out: Path, after_s: float) -> None:
@@ -139,14 +139,14 @@ def killed_worker_once(url: str, out: Path, after_s: float) -> None:
 
 def test_a_killed_worker_ends_the_run_with_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
     with emulator("--ttft-ms", "20", "--itl-ms", "10") as (url, _):
-        killed_worker_once(url, tmp_path / "run", 1 + random.random() / 2)
+        killed_worker_once(url, tmp_path / "run", 2 + random.random() / 2)
 
 
 @pytest.mark.slow
 def test_workers_killed_at_twenty_moments_lose_nothing(tmp_path: Path) -> None:
     with emulator("--ttft-ms", "20", "--itl-ms", "10") as (url, _):
         for number in range(20):
-            killed_worker_once(url, tmp_path / f"run-{number}", 1 + random.random())
+            killed_worker_once(url, tmp_path / f"run-{number}", 1.5 + random.random())
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
