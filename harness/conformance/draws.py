@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from harness.conformance.case import Failed, Inconclusive
 from harness.conformance.context import Context
 from harness.conformance.limits import FP32
 from harness.conformance.prompts import Prompt
+from harness.conformance.stats import ALPHA, g_test
 
 TRIES = 120
 PER_CALL = 64  # choices of one call
@@ -118,3 +120,37 @@ async def draw(ctx: Context, prompt: Prompt, count: int, **fields: Any) -> Count
     if not tokens:
         raise Inconclusive("sampled tokens come without log-probabilities, so they cannot be told apart")
     return tokens
+
+
+async def drawn_as(
+    ctx: Context,
+    prompt: Prompt,
+    expected: Mapping[str, float],
+    count: int,
+    what: str,
+    *,
+    told: bool = False,
+    **fields: Any,
+) -> tuple[Counter[str], float]:
+    """``count`` draws and the p-value of their G-test against ``expected``.  A second, fresh sample confirms a rejection.
+
+    ``told``: only draws of the tokens in ``expected`` count, whose shares then add up to 1.  Raises Failed, which names
+    the draws as ``what``.
+    """
+    for attempt in range(2):
+        counts = await draw(ctx, prompt, count, **fields)
+        if told:
+            counts = Counter({token: counts[token] for token in expected})
+        statistic, p, freedom = g_test(counts, expected)
+        if p >= ALPHA:
+            break
+        if attempt:
+            total = counts.total()
+            missing = [token for token, share in expected.items() if not counts[token] and share * total > 10]
+            raise Failed(
+                f"{total} {what}, twice: G {statistic:.1f} on {freedom}, p {p:.1g}"
+                f"{f'; {len(missing)} likely tokens never came' if missing else ''}",
+                expected={token: round(share, 4) for token, share in list(expected.items())[:6]},
+                drawn={token: round(number / total, 4) for token, number in counts.most_common(6)},
+            )
+    return counts, p

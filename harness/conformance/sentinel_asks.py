@@ -11,7 +11,7 @@ The answer is one lookup of one earlier position a token, so a wrong, stale or m
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.conformance.prompts import Ask, Prompt, Prompts
@@ -29,6 +29,10 @@ def is_sentinel(info: EngineInfo) -> bool:
 
 class SentinelPrompts(Prompts):
     """Prompts in the sentinel's language: each is a question, so that greedy answers are certain and varied."""
+
+    def __init__(self, pool: Sequence[int], start: Sequence[int], *, takes_ids: bool) -> None:
+        """The sentinel needs its BOS, also where a server's tokenizer adds none: ``start`` is not asked."""
+        super().__init__(pool, [BOS], takes_ids=takes_ids)
 
     def exact(self, rng: random.Random, tokens: int) -> list[int]:
         if tokens < LEAST:

@@ -1,10 +1,11 @@
-"""E4 to E9: broken promises that no row of the catalogue of bugs names, and that servers can break all the same."""
+"""E4 to E11: broken promises that no row of the catalogue of bugs names, and that servers can break all the same."""
 
 from __future__ import annotations
 
 import itertools
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -151,3 +152,40 @@ def own_defaults(lab: Lab) -> None:
 
     lab.wrap(api, "parse_completion", make)
     lab.wrap(api, "parse_chat", make)
+
+
+@fault(
+    "E10",
+    "a temperature of 1 is taken for one that was not given: the model's own, 0.7, stands",
+    source="class of servers that merge calls over generation_config.json by comparing with the API's default",
+    trigger="temperature 1",
+    own=0.7,
+)
+def one_is_not_given(lab: Lab) -> None:
+    def make(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def faulty(body: Any, *rest: Any) -> Any:
+            is_default = isinstance(body, dict) and body.get("temperature", 1) in (1, None)
+            return parse({**body, "temperature": lab.value("own")} if is_default and lab.fires() else body, *rest)
+
+        return faulty
+
+    lab.wrap(api, "parse_completion", make)
+    lab.wrap(api, "parse_chat", make)
+
+
+@fault(
+    "E11",
+    "the text of a stream's first chunk is lost",
+    source="no single report chosen; servers that send the role, or the time to first token, in the first text's place",
+    trigger="a stream of two tokens or more",
+)
+def first_text_lost(lab: Lab) -> None:
+    def make(chunk: Callable[..., bytes]) -> Callable[..., bytes]:
+        def faulty(self: Any, output: SequenceOutput) -> bytes:
+            if output.num_generated == 1 and output.text and output.finish_reason is None and lab.fires():
+                output = replace(output, text="")
+            return chunk(self, output)
+
+        return faulty
+
+    lab.wrap(Wire, "chunk", make)

@@ -99,36 +99,21 @@ OUT_OF_RANGE: tuple[dict[str, Any], ...] = (
 )
 async def out_of_range(ctx: Context) -> None:
     path, body = target(ctx)
-    tries = list(OUT_OF_RANGE)
-    wrong: list[str] = []
-    asked = len(OUT_OF_RANGE)
-    if path.endswith("chat/completions"):
-        asked += 1
-        tries.append({"logprobs": True, "top_logprobs": 21})
-    elif ctx.features.has("chat"):
-        chat = {
-            "messages": [{"role": "user", "content": "Hello"}],
-            "max_tokens": 2,
-            "logprobs": True,
-            "top_logprobs": 21,
-        }
-        reply = await ctx.api.post("/v1/chat/completions", chat)
-        refused_or_list(reply, {"top_logprobs": 21}, wrong)
-        asked += 1
-    for bad in tries:
-        reply = await ctx.api.post(path, {**body, **bad})
-        refused_or_list(reply, bad, wrong)
-    ctx.saw(tried=asked, accepted=len(wrong))
+    tries = [(path, {**body, **bad}, bad) for bad in OUT_OF_RANGE]
+    if ctx.features.has("chat"):
+        chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "logprobs": True}
+        tries.append(("/v1/chat/completions", {**chat, "top_logprobs": 21}, {"top_logprobs": 21}))
+    wrong = []
+    for path, sent, bad in tries:
+        reply = await ctx.api.post(path, sent)
+        if reply.status is None or not 400 <= reply.status < 500:
+            wrong.append(f"{json.dumps(bad)} -> {reply.status if reply.status is not None else reply.error}")
+    ctx.saw(tried=len(tries), accepted=len(wrong))
     ctx.require(
         not wrong,
-        f"{len(wrong)} of {asked} bad values are not refused with 4xx: {'; '.join(wrong[:4])}",
+        f"{len(wrong)} of {len(tries)} bad values are not refused with 4xx: {'; '.join(wrong[:4])}",
         all=wrong,
     )
-
-
-def refused_or_list(reply: Exchange, bad: dict[str, Any], wrong: list[str]) -> None:
-    if reply.status is None or not 400 <= reply.status < 500:
-        wrong.append(f"{json.dumps(bad)} -> {reply.status if reply.status is not None else reply.error}")
 
 
 @case(

@@ -15,7 +15,6 @@ from harness.conformance.context import Context
 from harness.conformance.hooks import hook
 from harness.conformance.pressure import Squeeze
 from harness.conformance.prompts import Ask
-from workloads.sentinel import BOS
 
 ORACLE = "known, else reference scoring, else self scoring, else the answer alone"
 # How long after its start a long prompt is given up: one of these falls into the prefill of a slow engine or a fast one.
@@ -128,7 +127,7 @@ async def every_length(ctx: Context) -> None:
         # The shared beginning is filler to the question that follows it; with the sentinel, whose answers need their
         # words once only, it must not hold any of them.
         shared = neutral(ctx, base[:length], fresh.prompt)
-        prompt = [*shared, *fresh.prompt[len(opening(ctx)) :]]
+        prompt = [*shared, *fresh.prompt[len(ctx.prompts.start) :]]
         asks.append(Ask(prompt, 6, label=f"{length} shared", expected=fresh.expected))
     warm = [await ctx.generate(ask.prompt[:length], 1) for ask, length in zip(asks, lengths, strict=True)]
     hits.note(warm)
@@ -142,16 +141,11 @@ async def every_length(ctx: Context) -> None:
     await hits.require()
 
 
-def opening(ctx: Context) -> list[int]:
-    """The ids that begin every prompt.  The sentinel needs its BOS, also where a server's tokenizer adds none."""
-    return list(ctx.prompts.start) if ctx.sentinel is None else [BOS]
-
-
 def neutral(ctx: Context, shared: list[int], question: list[int]) -> list[int]:
     """``shared`` without effect on the answer: for the sentinel its words become bytes."""
     if ctx.sentinel is None:
         return shared
-    start = len(opening(ctx))
+    start = len(ctx.prompts.start)
     return shared[:start] + [4 + token % 250 for token in shared[start:]]
 
 
@@ -188,7 +182,7 @@ async def parallel_suffixes(ctx: Context) -> None:
 )
 async def other_parent(ctx: Context) -> None:
     hits = await Hits.begin(ctx)
-    block, start = ctx.block, len(opening(ctx))
+    block, start = ctx.block, len(ctx.prompts.start)
     asks: list[Ask] = []
     if ctx.sentinel is not None:
         from workloads.sentinel import Deck, spell
@@ -202,7 +196,7 @@ async def other_parent(ctx: Context) -> None:
                 mixed = head[:]
                 ctx.rng.shuffle(mixed)
                 at = ctx.rng.randrange(len(mixed) - 3)
-                prompt = [*opening(ctx), *mixed, *tail, mixed[at], mixed[at + 1]]
+                prompt = [*ctx.prompts.start, *mixed, *tail, mixed[at], mixed[at + 1]]
                 asks.append(Ask(prompt, 1, label="a parent", expected=spell([mixed[at + 2]])))
     else:
         tail = ctx.prompts.exact(ctx.rng, 3 * block)[start:]

@@ -11,7 +11,7 @@ from typing import Any
 from harness.conformance.answer import Answer
 from harness.conformance.case import Failed, case
 from harness.conformance.context import Context
-from harness.conformance.draws import OpenPrompt, draw, open_prompts
+from harness.conformance.draws import OpenPrompt, draw, drawn_as, open_prompts
 from harness.conformance.prompts import Ask
 from harness.conformance.stats import ALPHA, binomial_low, g_test
 
@@ -50,7 +50,7 @@ async def repeats(ctx: Context) -> None:
     "at temperature 1 first tokens come as often as softmax says",
     source="own",
     needs="logprobs sampling",
-    kills="F27 F28 F29",
+    kills="E10",
     oracle="G-test, alpha 1e-4, a second sample confirms",
     evidence="prompts whose next token is open",
 )
@@ -58,17 +58,8 @@ async def frequencies(ctx: Context) -> None:
     count = ctx.afford(2000, 1, 40, 400)
     tests = []
     for prompt in await open_prompts(ctx, ctx.size(4, 2)):
-        for attempt in range(2):
-            counts = await draw(ctx, prompt.prompt, count, **neutral(ctx))
-            statistic, p, freedom = g_test(counts, prompt.probabilities)
-            if p >= ALPHA:
-                break
-            if attempt:
-                raise Failed(
-                    f"{count} draws do not follow the distribution, twice: G {statistic:.1f} on {freedom}, p {p:.1g}",
-                    expected={k: round(v, 4) for k, v in list(prompt.probabilities.items())[:6]},
-                    drawn={k: round(v / count, 4) for k, v in counts.most_common(6)},
-                )
+        what = "draws do not follow the distribution"
+        _, p = await drawn_as(ctx, prompt.prompt, prompt.probabilities, count, what, **neutral(ctx))
         tests.append(round(p, 5))
     ctx.saw(draws_each=count, p_values=tests)
 
@@ -79,7 +70,7 @@ async def frequencies(ctx: Context) -> None:
     "what a call leaves out is temperature 1 and top_p 1: nothing is cut",
     source=f"{SPEC}: temperature, top_p (default 1)",
     needs="logprobs sampling",
-    kills="E9",
+    kills="E9 E10",
     oracle="G-test, alpha 1e-4, a second sample confirms",
     evidence="prompts at which a nucleus of 0.95 would show",
 )
@@ -90,19 +81,8 @@ async def defaults(ctx: Context) -> None:
         # In a nucleus all others become likelier by so many nats; G over the draws would be near twice their sum.
         inside = sum(prompt.probabilities[token] for token in prompt.nucleus(0.95))
         strength = max(strength, -2 * count * math.log(inside / sum(prompt.probabilities.values())))
-        for attempt in range(2):
-            counts = await draw(ctx, prompt.prompt, count)
-            statistic, p, freedom = g_test(counts, prompt.probabilities)
-            if p >= ALPHA:
-                break
-            if attempt:
-                missing = [t for t, share in prompt.probabilities.items() if not counts[t] and share * count > 10]
-                raise Failed(
-                    f"{count} draws without sampling parameters do not follow the distribution, twice: G {statistic:.1f} "
-                    f"on {freedom}, p {p:.1g}{f'; {len(missing)} likely tokens never came' if missing else ''}",
-                    expected={k: round(v, 4) for k, v in list(prompt.probabilities.items())[:6]},
-                    drawn={k: round(v / count, 4) for k, v in counts.most_common(6)},
-                )
+        what = "draws without sampling parameters do not follow the distribution"
+        await drawn_as(ctx, prompt.prompt, prompt.probabilities, count, what)
     ctx.saw(draws_each=count, strength=round(strength))
     ctx.need_evidence(strength >= STRONG_G / 2, f"G would be near {strength:.0f} if a nucleus of 0.95 were cut")
 
@@ -125,26 +105,17 @@ async def temperature_slope(ctx: Context) -> None:
     for prompt in prompts:
         for temperature in (0.5, 1.0, 1.5):
             expected = tempered(prompt.probabilities, temperature)
-            for attempt in range(2):
-                drawn = await draw(ctx, prompt.prompt, count, **neutral(ctx, temperature=temperature))
-                # Tokens that were not told have no known share at another temperature.
-                counts = {token: drawn[token] for token in expected}
-                statistic, p, freedom = g_test(counts, expected)
-                if p >= ALPHA:
-                    break
-                if attempt:
-                    raise Failed(
-                        f"{sum(counts.values())} draws at temperature {temperature:g} do not follow the log-probabilities "
-                        f"over it, twice: G {statistic:.1f} on {freedom}, p {p:.1g}",
-                        expected={token: round(share, 4) for token, share in list(expected.items())[:4]},
-                        drawn=dict(drawn.most_common(4)),
-                    )
+            what = f"draws at temperature {temperature:g} do not follow the log-probabilities over it"
+            # Tokens that were not told have no known share at another temperature.
+            counts, p = await drawn_as(
+                ctx, prompt.prompt, expected, count, what, told=True, **neutral(ctx, temperature=temperature)
+            )
             # What G would be near if the engine did something else instead.
             for name, wrong in (("ignored", 1.0), ("twice", temperature**2)):
                 other = tempered(prompt.probabilities, wrong)
                 distance = sum(q * math.log(q / expected[t]) for t, q in other.items() if q > 0 and expected[t] > 0)
-                strength[name] = max(strength[name], round(2 * sum(counts.values()) * distance))
-            seen.append((temperature, sum(counts.values()), round(p, 5)))
+                strength[name] = max(strength[name], round(2 * counts.total() * distance))
+            seen.append((temperature, counts.total(), round(p, 5)))
     ctx.saw(temperature_draws_p=seen, strength=dict(strength))
     ctx.need_evidence(
         min(strength.values()) >= STRONG_G,

@@ -453,7 +453,7 @@ async def check_streaming(ctx: Context, call: Any) -> None:
     "the first streamed token is the first of the answer",
     source="MLPerf inference TEST06",
     needs="stream completions",
-    kills="F39 F63",
+    kills="E11",
     structural=True,
 )
 async def first_token(ctx: Context) -> None:

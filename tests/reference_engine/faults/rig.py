@@ -239,6 +239,7 @@ async def drawing(client: Client, ask: dict[str, Any], real: bool) -> Observed:
     return {
         "greedy": [await client.complete(ask["long"], max_tokens=60, logprobs=1) for _ in range(2)],
         "drawn": [await client.complete(ask["exact"], **drawn) for _ in range(2)],
+        "plain": await client.complete(ask["exact"], temperature=1, seed=8, max_tokens=60),
         "nucleus": await client.complete(ask["exact"], temperature=1.5, top_p=0.6, seed=6, max_tokens=40),
         "choices": await client.complete(
             ask["exact"][:-2], n=3, temperature=1.5, seed=7, max_tokens=20, ignore_eos=True

@@ -27,8 +27,8 @@ SCENES = {
     ("wire", True): "F38 K1 E4",
     ("hits", False): "F04 F08 F33 F56 F59 F57 F60 F61 P2 A6 B5",
     ("crowd", False): "F24 F26 F54 F63 A19 K5 R2 R4",
-    ("drawing", False): "E9 F09 F27 F28 F29 F30 F31 F32 F34 F35 F36 F43 F44 F47 F64",
-    ("wire", False): "F37 F39 F40 F41 F42 F45 F46 F49 F55 F62 F65 B6 B13 E1 E2 E3 E5 E6",
+    ("drawing", False): "E9 E10 F09 F27 F28 F29 F30 F31 F32 F34 F35 F36 F43 F44 F47 F64",
+    ("wire", False): "F37 F39 F40 F41 F42 F45 F46 F49 F55 F62 F65 B6 B13 E1 E2 E3 E5 E6 E11",
     ("hang_ups", False): "F13 F48 F52 A5 A8",
     ("forms", False): "F50 F51",
 }
