@@ -96,6 +96,11 @@ async def open_prompts(
     raise Inconclusive(f"only {len(found)} of {TRIES} prompts leave their next token open; {count} are needed")
 
 
+def neutral(ctx: Context, **fields: Any) -> dict[str, Any]:
+    """``fields``, and of all others that they cut nothing.  Servers have defaults of their own, which SMP-13 asks for."""
+    return {"top_p": 1, **({"top_k": -1, "min_p": 0} if ctx.features.has("top_k") else {}), **fields}
+
+
 async def draw(ctx: Context, prompt: Prompt, count: int, **fields: Any) -> Counter[str]:
     """``count`` sampled first tokens, each from a seed of its own."""
     per_call = min(PER_CALL, ctx.features.max_num_seqs or PER_CALL) if ctx.features.has("n") else 1

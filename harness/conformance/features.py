@@ -16,7 +16,7 @@ from typing import Any
 from harness.conformance.answer import Answer
 from harness.conformance.api import Api
 from harness.conformance.case import Failed
-from harness.conformance.prompts import Prompt, Prompts
+from harness.conformance.prompts import Prompt, Prompts, detokenize
 from harness.conformance.sentinel_asks import SentinelPrompts, is_sentinel
 from harness.engines.asker import Asker
 from harness.engines.capabilities import Capabilities
@@ -37,6 +37,7 @@ MEANINGS: dict[str, str] = {
     "chat_logprobs": "chat returns a log-probability a token",
     "echo": "completions return the prompt with the answer",
     "echo_logprobs": "completions score the prompt's own tokens",
+    "prompt_logprobs": "completions score the prompt's own tokens in a field of their own",
     "scorer": "something scores given tokens: echo with logprobs, or a reference engine",
     "reference": "a naive fp32 engine with the same model stands by",
     "n": "several choices for one prompt",
@@ -51,14 +52,21 @@ MEANINGS: dict[str, str] = {
     "sampling": "a temperature above 0 samples",
     "logit_bias": "logit_bias acts",
     "top_k": "top_k acts",
+    "min_p": "min_p acts",
     "penalties": "frequency_penalty acts",
+    "repetition_penalty": "repetition_penalty acts",
+    "beam": "use_beam_search acts",
     "stop": "a stop string ends the answer",
+    "stop_in_output": "include_stop_str_in_output leaves the stop string in the answer",
+    "stop_token_ids": "a token in stop_token_ids ends the answer",
+    "min_tokens": "min_tokens puts off the end of the answer",
     "tools": "a tool call can be forced",
     "json_schema": "output can be held to a JSON schema",
     "cached_tokens": "usage tells prompt tokens found in the prefix cache",
     "cache_salt": "cache_salt separates prefix caches",
     "metrics": "/metrics shows something of our vocabulary",
     "tokenize": "the server, or the reference, tokenizes",
+    "detokenize": "/detokenize makes text of token ids",
     "sentinel": "the model is the sentinel, whose answers are known",
     "api_key": "the suite was given a key that the engine demands",
     "offload": "the engine moves preempted KV elsewhere and back",
@@ -72,8 +80,9 @@ MEANINGS: dict[str, str] = {
 
 
 KNOWABLE = {
-    "batch", "cache_salt", "echo", "echo_logprobs", "id_prompts", "ignore_eos", "logit_bias", "logprobs", "n", "penalties",
-    "return_ids", "sampling", "seed", "stop", "token_ids", "top_k",
+    "batch", "beam", "cache_salt", "detokenize", "echo", "echo_logprobs", "id_prompts", "ignore_eos", "logit_bias", "logprobs",
+    "min_p", "min_tokens", "n", "penalties", "prompt_logprobs", "repetition_penalty", "return_ids", "sampling", "seed", "stop",
+    "stop_in_output", "stop_token_ids", "token_ids", "top_k",
 }  # fmt: skip
 # By kind of engine, as their documentation says.
 CLAIMED: dict[str, set[str]] = {"pagedbench": KNOWABLE, "vllm": KNOWABLE}
@@ -272,8 +281,9 @@ class Questions:
         self._note("batch", batch is not None and len(batch.choices) == 2)
         await self._sampling()
         await self._bias()
-        stopped = await self._stop()
-        self._note("stop", stopped)
+        await self._stop()
+        await self._stop_tokens()
+        self._note("detokenize", await detokenize(self._api, [40, 41]) is not None)
 
     async def _echo(self) -> None:
         echoed = await self._try(echo=True, max_tokens=1)
@@ -282,6 +292,8 @@ class Questions:
         scores = scored.first.scores if scored else None
         known = [score for score in scores or [] if score.logprob is not None]
         self._note("echo_logprobs", len(known) >= 4)
+        told = await self._try(prompt_logprobs=1, max_tokens=1)
+        self._note("prompt_logprobs", told is not None and isinstance(told.first.raw.get("prompt_logprobs"), list))
 
     async def _sampling(self) -> None:
         texts = []
@@ -313,34 +325,43 @@ class Questions:
             forced = [await self._try(max_tokens=1, logit_bias={str(token): 100}) for token in (40, 41)]
             texts = {answer.text for answer in forced if answer}
             self._note("logit_bias", len(texts) == 2 and plain.text not in texts)
-        changed = False
+        self._note("penalties", await self._changes_greedy(frequency_penalty=2.0))
+        self._note("repetition_penalty", await self._changes_greedy(repetition_penalty=1.8))
+        await self._cuts()
+
+    async def _changes_greedy(self, **fields: Any) -> bool:
+        """Whether the fields change the greedy answer to a prompt that could go on in several ways."""
         for prompt in self._open():
-            repeats = await self._try(prompt=prompt, max_tokens=24, **self._no_end())
-            fields = {"frequency_penalty": 2.0, **self._no_end()}
-            penalised = await self._try(prompt=prompt, max_tokens=24, **fields)
-            changed |= penalised is not None and repeats is not None and penalised.text != repeats.text
-        self._note("penalties", changed)
-        await self._top_k()
+            plain = await self._try(prompt=prompt, max_tokens=24, **self._no_end())
+            other = await self._try(prompt=prompt, max_tokens=24, **fields, **self._no_end())
+            if plain is not None and other is not None and plain.text != other.text:
+                return True
+        return False
 
     def _no_end(self) -> dict[str, Any]:
         return {"ignore_eos": True} if self._features.has("ignore_eos") else {}
 
-    async def _top_k(self) -> None:
-        """With k = 1 a prompt that could go on in several ways goes on in one."""
+    async def _cuts(self) -> None:
+        """With top_k or min_p 1 a prompt that could go on in several ways goes on in one."""
         rng = random.Random(9)
-        held = []
+        prompts = []
         for prompt in [*self._open(), *(self._uncertain(rng) for _ in range(30))]:
             scored = await self._try(prompt=prompt, max_tokens=1, logprobs=2)
             gap = scored.first.scores[0].gap if scored and scored.first.scores else None
-            if gap is None or not 0.05 < gap < 1.5:
-                continue
-            answers = [
-                await self._try(prompt=prompt, temperature=2.0, top_k=1, max_tokens=1, seed=seed) for seed in range(8)
-            ]
-            held.append(None not in answers and len({answer.text for answer in answers if answer}) == 1)
-            if len(held) == 3:
+            if gap is not None and 0.05 < gap < 1.5:
+                prompts.append(prompt)
+            if len(prompts) == 3:
                 break
-        self._note("top_k", all(held) if held else None)
+        for name in ("top_k", "min_p"):
+            held = [await self._one_way(prompt, **{name: 1}) for prompt in prompts]
+            self._note(name, all(held) if held else None)
+
+    async def _one_way(self, prompt: Prompt, **fields: Any) -> bool:
+        """Whether eight seeds draw the same token."""
+        answers = [
+            await self._try(prompt=prompt, temperature=2.0, max_tokens=1, seed=seed, **fields) for seed in range(8)
+        ]
+        return None not in answers and len({answer.text for answer in answers if answer}) == 1
 
     def _uncertain(self, rng: random.Random) -> Prompt:
         takes_ids = bool(self._features.capabilities.token_id_prompts)
@@ -348,13 +369,30 @@ class Questions:
             return SentinelPrompts([0], [0], takes_ids=takes_ids).uncertain(rng)
         return Prompts([], [], takes_ids=False).uncertain(rng)
 
-    async def _stop(self) -> bool | None:
+    async def _stop(self) -> None:
         plain = await self._try(max_tokens=16)
         if plain is None or len(plain.text.strip()) < 4:
-            return None
+            self._note("stop", None)
+            return
         middle = plain.text[len(plain.text) // 2 :][:2]
         stopped = await self._try(max_tokens=16, stop=[middle])
-        return stopped is not None and middle not in stopped.text and len(stopped.text) < len(plain.text)
+        self._note("stop", stopped is not None and middle not in stopped.text and len(stopped.text) < len(plain.text))
+        told = await self._try(max_tokens=16, stop=[middle], include_stop_str_in_output=True)
+        self._note("stop_in_output", told is not None and told.text.endswith(middle))
+
+    async def _stop_tokens(self) -> None:
+        """A token of the greedy answer ends it; with ``min_tokens`` it does not."""
+        telling = {"return_token_ids": True} if self._features.has("return_ids") else {"logprobs": 1}
+        plain = await self._try(max_tokens=12, **telling)
+        ids = plain.first.token_ids() if plain else None
+        if not ids or len(ids) < 8:
+            return
+        stopped = await self._try(max_tokens=12, stop_token_ids=[ids[3]], **telling)
+        acts = stopped is not None and len(stopped.first.token_ids() or ids) <= 4
+        self._note("stop_token_ids", acts)
+        if acts:
+            longer = await self._try(max_tokens=12, stop_token_ids=[ids[3]], min_tokens=8, **telling)
+            self._note("min_tokens", longer is not None and len(longer.first.token_ids() or []) >= 8)
 
     async def _chat(self) -> None:
         try:

@@ -98,3 +98,11 @@ async def tokenize(api: Api, text: str, *, special: bool = True) -> list[int] | 
         if isinstance(tokens, list) and all(isinstance(token, int) for token in tokens) and (tokens or not text):
             return tokens
     return None
+
+
+async def detokenize(api: Api, tokens: Sequence[int]) -> str | None:
+    """Text of token ids by the server's /detokenize, under vLLM's name or llama.cpp's, or None."""
+    reply = await api.post("/detokenize", {"tokens": list(tokens)})
+    document = reply.json() if reply.status == 200 else None
+    texts = [document.get(name) for name in ("prompt", "content")] if isinstance(document, dict) else []
+    return next((text for text in texts if isinstance(text, str)), None)

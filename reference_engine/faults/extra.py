@@ -1,4 +1,4 @@
-"""E4 to E11: broken promises that no row of the catalogue of bugs names, and that servers can break all the same."""
+"""E4 to E12: broken promises that no row of the catalogue of bugs names, and that servers can break all the same."""
 
 from __future__ import annotations
 
@@ -189,3 +189,25 @@ def first_text_lost(lab: Lab) -> None:
         return faulty
 
     lab.wrap(Wire, "chunk", make)
+
+
+@fault(
+    "E12",
+    "a field is accepted and ignored: max_completion_tokens, or the one that field= names",
+    source="no single report chosen; servers that know a field by name only",
+    trigger="a call with that field",
+    field="max_completion_tokens",
+)
+def ignored_field(lab: Lab) -> None:
+    name = str(lab.value("field"))
+
+    def make(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def faulty(body: Any, *rest: Any) -> Any:
+            if not isinstance(body, dict) or name not in body or not lab.fires():
+                return parse(body, *rest)
+            return parse({key: value for key, value in body.items() if key != name}, *rest)
+
+        return faulty
+
+    lab.wrap(api, "parse_completion", make)
+    lab.wrap(api, "parse_chat", make)

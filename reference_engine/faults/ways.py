@@ -19,4 +19,13 @@ WAYS: dict[str, tuple[str, ...]] = {
     "F60": ("how=falling",),
     "E5": ("how=time",),
     "E6": ("how=on",),
+    "E12": (
+        "field=min_p",
+        "field=min_tokens",
+        "field=repetition_penalty",
+        "field=stop_token_ids",
+        "field=include_stop_str_in_output",
+        "field=use_beam_search",
+        "field=prompt_logprobs",
+    ),
 }

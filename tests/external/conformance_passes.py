@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.conformance.cases import all_cases
+from harness.conformance.digests import LENGTH, digest_of
 from harness.results.conformance import VERDICTS, SuiteResult
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +94,7 @@ def run_pass(name: str, seed: int, work: Path) -> dict[str, Any]:
     result = SuiteResult.model_validate_json(file.read_text())
     kept = {
         "seed": seed,
+        "suite": suite_digest(),
         "date": datetime.date.today().isoformat(),
         "seconds": round(result.seconds),
         "exit_code": result.exit_code,
@@ -103,6 +106,12 @@ def run_pass(name: str, seed: int, work: Path) -> dict[str, Any]:
     }
     file.unlink()
     return kept
+
+
+def suite_digest() -> str:
+    """Of the source of all cases: passes with different ones were different suites."""
+    found = hashlib.sha256("".join(digest_of(case) for case in all_cases().values()).encode())
+    return found.hexdigest()[:LENGTH]
 
 
 def cpu_name() -> str:
@@ -133,7 +142,7 @@ def page(name: str, document: dict[str, Any]) -> str:
         f"python tests/external/conformance_passes.py {name} --passes {len(passes)}",
         "```",
         "",
-        f"Raw: [conformance/{name}.json](conformance/{name}.json).",
+        f"Raw: [conformance/{name}.json](conformance/{name}.json).{versions(passes)}",
         "",
         "| verdict | cases, lowest to highest of the passes |",
         "|---|---|",
@@ -153,6 +162,16 @@ def page(name: str, document: dict[str, Any]) -> str:
     if never:
         lines += ["", "## Unsupported", "", f"{', '.join(never)}."]
     return "\n".join([*lines, ""])
+
+
+def versions(passes: list[dict[str, Any]]) -> str:
+    """How many passes each version of the cases had, if there was more than one."""
+    counts = Counter(one["suite"] for one in passes)
+    if len(counts) == 1:
+        return ""
+    return (
+        " Cases changed between passes: " + ", ".join(f"{count} with {suite}" for suite, count in counts.items()) + "."
+    )
 
 
 def table(

@@ -8,9 +8,11 @@ from harness.conformance.case import FAMILIES, REGISTRY, Case
 
 MODULES = (
     "api",
+    "ends",
     "streaming",
     "tokens",
     "sampling",
+    "decoding",
     "logprobs",
     "numerics",
     "batching",

@@ -86,6 +86,12 @@ OUT_OF_RANGE: tuple[dict[str, Any], ...] = (
     {"stop": 7},
     {"logit_bias": [1]},
 )
+# Of fields that engines share beyond the API, where they act.
+BEYOND: dict[str, tuple[dict[str, Any], ...]] = {
+    "min_p": ({"min_p": 1.5}, {"min_p": -0.1}),
+    "repetition_penalty": ({"repetition_penalty": 0}, {"repetition_penalty": -1}),
+    "min_tokens": ({"min_tokens": -1},),
+}
 
 
 @case(
@@ -99,7 +105,8 @@ OUT_OF_RANGE: tuple[dict[str, Any], ...] = (
 )
 async def out_of_range(ctx: Context) -> None:
     path, body = target(ctx)
-    tries = [(path, {**body, **bad}, bad) for bad in OUT_OF_RANGE]
+    beyond = [bad for name, values in BEYOND.items() if ctx.features.has(name) for bad in values]
+    tries = [(path, {**body, **bad}, bad) for bad in (*OUT_OF_RANGE, *beyond)]
     if ctx.features.has("chat"):
         chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "logprobs": True}
         tries.append(("/v1/chat/completions", {**chat, "top_logprobs": 21}, {"top_logprobs": 21}))

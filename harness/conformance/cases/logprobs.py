@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from harness.conformance.case import Inconclusive, NonStrict, case
+from harness.conformance.case import Failed, Inconclusive, NonStrict, case
 from harness.conformance.context import Context
 from harness.conformance.draws import distribution, open_prompts
 from harness.conformance.prompts import Ask
@@ -189,3 +189,41 @@ async def no_side_effect(ctx: Context) -> None:
                     f"with logprobs the answer is {scored.text[:60]!r}, without {plain.text[:60]!r}",
                 )
                 break
+
+
+@case(
+    "LGP-07",
+    "SHOULD",
+    "prompt_logprobs tells of a prompt's tokens what echo with logprobs tells",
+    source="vLLM: docs, SamplingParams",
+    needs="completions prompt_logprobs echo_logprobs id_prompts",
+    kills="E12",
+    oracle="equality of the two ways",
+    structural=True,
+)
+async def own_prompt_field(ctx: Context) -> None:
+    compared = 0
+    for number in range(ctx.size(6, 3)):
+        prompt = ctx.prompts.make_prompt(ctx.rng, 9 + 3 * number)
+        assert isinstance(prompt, list)
+        answer = await ctx.api.complete(prompt, max_tokens=1, prompt_logprobs=2)
+        told = answer.first.raw.get("prompt_logprobs")
+        if not isinstance(told, list) or len(told) != len(prompt) or told[0] is not None:
+            raise Failed(
+                f"prompt_logprobs of {len(prompt)} tokens is no list of as many entries with null as its first"
+            )
+        echoed = (await ctx.api.complete(prompt, max_tokens=1, echo=True, logprobs=2)).first.scores or []
+        for token, entry, score in zip(prompt[1:], told[1:], echoed[1:], strict=False):
+            one = entry.get(str(token)) if isinstance(entry, dict) else None
+            value = one.get("logprob") if isinstance(one, dict) else None
+            if not isinstance(value, int | float):
+                raise Failed(f"an entry of prompt_logprobs has no log-probability of its own token {token}: {entry}")
+            ctx.require(len(entry) >= 2, f"prompt_logprobs 2 tells {len(entry)} token of a position")
+            if score.logprob is None or score.logprob < EXCLUDED:
+                continue
+            compared += 1
+            ctx.require(
+                abs(value - score.logprob) <= ctx.limits.jump,
+                f"the log-probability of the prompt's {score.token!r} is {value:.4f}, by echo {score.logprob:.4f}",
+            )
+    ctx.saw(compared=compared)

@@ -6,22 +6,16 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from harness.conformance.answer import Answer
 from harness.conformance.case import Failed, case
 from harness.conformance.context import Context
-from harness.conformance.draws import OpenPrompt, draw, drawn_as, open_prompts
+from harness.conformance.draws import OpenPrompt, draw, drawn_as, neutral, open_prompts
 from harness.conformance.prompts import Ask
 from harness.conformance.stats import ALPHA, binomial_low, g_test
 
 SPEC = "OpenAI OpenAPI 2026-08-21"
 STRONG_G = 60  # twice what rejects at alpha 1e-4 with seven degrees of freedom (29.9)
-
-
-def neutral(ctx: Context, **fields: Any) -> dict[str, Any]:
-    """``fields``, and of all others that they cut nothing.  Servers have defaults of their own, which SMP-13 asks for."""
-    return {"top_p": 1, **({"top_k": -1, "min_p": 0} if ctx.features.has("top_k") else {}), **fields}
 
 
 @case(

@@ -7,6 +7,7 @@ from typing import Any
 from harness.conformance.api import Api
 from harness.conformance.case import Inconclusive, Unsupported, case
 from harness.conformance.context import Context
+from harness.conformance.prompts import detokenize, tokenize
 
 TEXTS = (
     "Hello",
@@ -230,3 +231,36 @@ async def token_bytes(ctx: Context) -> None:
         )
         compared += 1
     ctx.need_evidence(compared, "no answer had bytes")
+
+
+@case(
+    "TOK-06",
+    "SHOULD",
+    "/detokenize gives a text back whose tokens are the same",
+    source="vLLM, llama.cpp: /detokenize",
+    needs="tokenize detokenize",
+    kills="E12",
+    oracle="the reference's text, else the way there and back",
+    structural=True,
+)
+async def there_and_back(ctx: Context) -> None:
+    checked = 0
+    for text in TEXTS:
+        ids = await tokenize(ctx.api, text, special=False)
+        if not ids:
+            continue
+        back = await detokenize(ctx.api, ids)
+        ctx.require(back is not None, f"/detokenize refuses {len(ids)} tokens that /tokenize gave for {text[:40]!r}")
+        if back == text:
+            checked += 1
+            continue
+        due = await detokenize(ctx.reference, ids) if ctx.reference is not None else None
+        again = await tokenize(ctx.api, back or "", special=False)
+        ctx.require(
+            back == due or (due is None and again == ids),
+            f"/detokenize makes {(back or '')[:60]!r} of the tokens of {text[:60]!r}"
+            f"{'' if due is None else f', the reference {due[:60]!r}'}",
+        )
+        checked += 1
+    ctx.saw(texts=checked)
+    ctx.need_evidence(checked, "no text could be tokenized")

@@ -28,7 +28,7 @@ SCENES = {
     ("hits", False): "F04 F08 F33 F56 F59 F57 F60 F61 P2 A6 B5",
     ("crowd", False): "F24 F26 F54 F63 A19 K5 R2 R4",
     ("drawing", False): "E9 E10 F09 F27 F28 F29 F30 F31 F32 F34 F35 F36 F43 F44 F47 F64",
-    ("wire", False): "F37 F39 F40 F41 F42 F45 F46 F49 F55 F62 F65 B6 B13 E1 E2 E3 E5 E6 E11",
+    ("wire", False): "F37 F39 F40 F41 F42 F45 F46 F49 F55 F62 F65 B6 B13 E1 E2 E3 E5 E6 E11 E12",
     ("hang_ups", False): "F13 F48 F52 A5 A8",
     ("forms", False): "F50 F51",
 }
@@ -53,8 +53,9 @@ SETTINGS = {
     "K22": "window=24",
     "F63": "load=3",
 }
-# Which requests share a step, and which block lies where, is left to the clock: some faults miss every answer now and then.
-TRIES = 6
+# Which requests share a step, and which block lies where, is left to the clock: some faults have no occasion, or miss every
+# answer, now and then.
+TRIES = 20
 # What shows of these is an order, a delay, a size, or needs a pool on the host: they have tests of their own.
 ELSEWHERE = {"F11", "F53", "F58", "F66", "E7", "E8"}
 FAULTS = [entry.id for entry in catalogue().values() if entry.kind == "fault" and entry.id not in ELSEWHERE]
@@ -75,13 +76,14 @@ def test_a_fault_strikes_and_shows(name: str) -> None:
     scene, real = SHOWS[name]
     window = 100 if name == "F21" else None
     whole = clean(scene, real, window)
+    fired = []
     for _ in range(TRIES):
         injection = Injection.parse((f"{name}:{SETTINGS.get(name, '')}",))
         broken = observe(scene, real, injection, window)
-        assert injection.labs[0].fired, f"{name} had {injection.labs[0].occasions} occasions"
-        if any(whole[key] != broken[key] for key in whole):
+        fired.append(injection.labs[0].fired)
+        if fired[-1] and any(whole[key] != broken[key] for key in whole):
             return
-    raise AssertionError(f"{name} fired and nothing changed")
+    raise AssertionError(f"{name} never struck so that it showed; its strikes in each try: {fired}")
 
 
 @pytest.mark.parametrize("scene", ["hits", "crowd", "wire", "hang_ups"])
