@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 # Before torch is imported anywhere: tests run in parallel processes on few cores, and spinning OpenMP workers starve them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+# A machine that pauses for 0.2 s is no failure of an example, nor is one that draws its examples slowly.
+with contextlib.suppress(ImportError):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

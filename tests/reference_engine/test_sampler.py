@@ -256,9 +256,10 @@ def draw_both_ways(
 @pytest.mark.parametrize("vocab", [40, 129, 3000, 32768])
 @pytest.mark.parametrize("coarse", [False, True])
 def test_the_head_draws_what_the_whole_row_draws(vocab: int, coarse: bool, rng: np.random.Generator) -> None:
-    settled = 0
-    for _ in range(3):
-        batch = 24
+    settled, batch = 0, 24
+    for number in range(6):
+        if number >= 3 and settled > 3 * batch / 4:
+            break  # three rounds of nothing but flat and tied rows come once in some hundred runs, six do not
         params = []
         for _ in range(batch):
             choice = {

@@ -220,17 +220,18 @@ def engine_of(harness: int) -> int:
 
 def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with emulator("--ttft-ms", "5", "--itl-ms", "2") as (url, _):
+    # Answers of 66 ms: the second cell goes on for seconds after its first rows, so that the kill cannot come too late.
+    with emulator("--ttft-ms", "60", "--itl-ms", "2") as (url, _):
         plan: dict[str, Any] = {
             "engines": [f"a={url}"],
-            "workloads": [{"name": "concurrency", "parameters": {"input": 8, "output": 4, "levels": [1, 2]}}],
+            "workloads": [{"name": "concurrency", "parameters": {"input": 8, "output": 4, "levels": [2, 1]}}],
             "num_requests": 60,
         }
         (tmp_path / "plan.yaml").write_text(json.dumps(plan))
         command = [sys.executable, "-m", "harness.cli", "run", "--no-report"]
         planned = [*command, str(tmp_path / "plan.yaml"), "--out", str(out)]
         child = subprocess.Popen(planned, stdout=subprocess.DEVNULL, text=True, cwd=ROOT)
-        wait_for_rows(out, child, 80)  # the second cell has begun
+        wait_for_rows(out, child, 62)  # the second cell has begun
         child.kill()
         child.wait()
         assert [cell.status for cell in load_run(out).manifest.cells] == ["complete", "killed"]

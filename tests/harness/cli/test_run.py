@@ -165,9 +165,10 @@ def test_kill_minus_9_leaves_a_readable_run(server_thread: Any, tmp_path: Path) 
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 60
-    journal = out / "requests.jsonl"
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 20:
+    wanted = {out / "requests.jsonl": 20, out / "metrics.jsonl": 1}
+    while any(not file.exists() or file.read_bytes().count(b"\n") < count for file, count in wanted.items()):
         assert time.monotonic() < deadline
+        assert child.poll() is None
         time.sleep(0.05)
     child.kill()
     child.wait()

@@ -277,7 +277,7 @@ def test_a_foreign_file_is_refused_in_a_sentence(tmp_path: Path, text: str) -> N
 
 
 async def test_what_was_suspended_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prove, "SUSPENDED_S", 0.2)
+    monkeypatch.setattr(prove, "SUSPENDED_S", 1.0)  # longer than a busy machine pauses us
     monkeypatch.setattr(prove, "TICK_S", 0.01)
     calls = 0
 
@@ -286,7 +286,7 @@ async def test_what_was_suspended_is_done_again(monkeypatch: pytest.MonkeyPatch)
         calls += 1
         await asyncio.sleep(0.02)
         if calls == 1:
-            time.sleep(0.3)  # as if the process had been stopped
+            time.sleep(1.2)  # as if the process had been stopped
         return calls
 
     assert await undisturbed(work) == 2

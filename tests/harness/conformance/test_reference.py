@@ -20,14 +20,22 @@ SAMPLE = [
     "API-06",
     "API-08",
     "API-15",
+    "API-20",
+    "API-21",
+    "API-22",
+    "API-23",
     "STR-01",
     "STR-03",
     "STR-07",
     "TOK-01",
+    "TOK-06",
     "SMP-06",
     "SMP-07",
+    "SMP-14",
+    "SMP-15",
     "LGP-01",
     "LGP-03",
+    "LGP-07",
     "NUM-02",
     "NUM-12",
     "BAT-04",
@@ -85,3 +93,25 @@ async def test_without_their_precondition_cases_are_inconclusive(tmp_path: Path)
     verdicts = {case.id: case.verdict for case in result.results}
     assert verdicts == dict.fromkeys(blind, "INCONCLUSIVE")
     assert result.exit_code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("field", "case"),
+    [
+        ("max_completion_tokens", "API-20"),
+        ("stop_token_ids", "API-21"),
+        ("min_tokens", "API-22"),
+        ("include_stop_str_in_output", "API-23"),
+        ("min_p", "SMP-14"),
+        ("repetition_penalty", "SMP-15"),
+        ("prompt_logprobs", "LGP-07"),
+    ],
+)
+async def test_a_field_that_is_ignored_fails_its_case_and_no_other(tmp_path: Path, field: str, case: str) -> None:
+    cases = ["API-20", "API-21", "API-22", "API-23", "SMP-14", "SMP-15", "LGP-07"]
+    async with engine(tmp_path, inject_fault=f"E12:field={field}") as url:
+        result = await run_suite(url, cases, QUICK)
+    failed = {one.id for one in result.results if one.verdict == "FAIL"}
+    # An answer cannot be held back from an end that no longer comes.
+    assert failed == {case}, [(one.id, one.verdict, one.reason) for one in result.results]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,16 +33,15 @@ async def late_read(stamped: bool) -> tuple[float, float]:
         if not stamped:
             emulator.clock = None
         with socket.create_connection(("127.0.0.1", emulator.port)) as client:
-            await asyncio.sleep(0.05)  # accepted by now
-            sent: list[int] = []
-            sender = threading.Timer(0.05, lambda: (sent.append(time.monotonic_ns()), client.sendall(REQUEST)))
-            sender.start()
-            time.sleep(0.05 + BLOCKED_S)  # the loop stands still while the request comes
-            sender.join()
+            while not emulator.connections:
+                await asyncio.sleep(0.01)
+            sent = time.monotonic_ns()
+            client.sendall(REQUEST)
+            time.sleep(BLOCKED_S)  # the loop stands still while the request comes
             while not emulator.truth:
                 await asyncio.sleep(0.01)
         arrived, first = emulator.truth[0][:2]
-        return (arrived - sent[0]) / 1e6, (first - arrived) / 1e6
+        return (arrived - sent) / 1e6, (first - arrived) / 1e6
 
 
 @LOOPS

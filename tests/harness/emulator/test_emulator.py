@@ -102,7 +102,7 @@ async def test_truth_says_when_chunks_left_and_times_are_kept() -> None:
 
 
 async def test_metrics_use_the_vocabulary_and_the_pool_empties() -> None:
-    async with emulated(kv_tokens=160, itl_ms=5, tokens=6) as (emulator, session):
+    async with emulated(kv_tokens=160, itl_ms=200, tokens=6) as (emulator, session):
         async with session.post("/v1/completions", json={"prompt": "a b c", "stream": True}) as response:
             await response.content.readany()
             async with session.get("/metrics") as metrics:

@@ -58,7 +58,8 @@ def child_pid(engine: RunningEngine) -> int:
 
 
 async def test_an_engine_runs_for_the_length_of_the_block(tmp_path: Path) -> None:
-    async with launched(fake(), {"model": "m"}, tmp_path, name="mine") as engine:
+    patient = fake(stop={"signal": "SIGINT", "grace_s": 30})  # on a busy machine it needs a moment to obey
+    async with launched(patient, {"model": "m"}, tmp_path, name="mine") as engine:
         assert engine.url.startswith("http://127.0.0.1:")
         assert engine.pids() == [engine.pid]
         assert engine.exit_code() is None

@@ -42,7 +42,7 @@ def spec(index: int = 0, *, output: int = 4, chat: bool = False) -> RequestSpec:
 
 
 async def exchange_with(server: Any, request: RequestSpec, **options: Any) -> Exchange:
-    async with Client(server.url, timeouts=Timeouts(2, 2, 2, 5), **options) as client:
+    async with Client(server.url, timeouts=Timeouts(20, 20, 20, 60), **options) as client:
         exchange = Exchange(request.index, t_ready=monotonic_ns())
         prepared = prepare(request, Dialect("words"))
         await client.send(exchange, prepared.path, prepared.body)
@@ -275,7 +275,7 @@ async def test_tls_with_a_certificate_that_is_not_trusted_fails_and_can_be_waive
 async def test_both_transports_make_the_same_record(server: Any, make: Any) -> None:
     request = spec(output=5)
     prepared = prepare(request, Dialect("words"))
-    async with make(server.url, timeouts=Timeouts(2, 0.3, 0.3, 5)) as client:
+    async with make(server.url, timeouts=Timeouts(20, 20, 1, 60)) as client:
         await client.warm(2)
         good, hung = Exchange(0, t_ready=monotonic_ns()), Exchange(1, t_ready=monotonic_ns())
         await client.send(good, prepared.path, prepared.body)

@@ -63,7 +63,7 @@ class Engine:
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 async def test_closed_loop_fills_every_slot_and_no_more(concurrency: int) -> None:
-    engine = Engine(lone(40), takes_s=0.02)
+    engine = Engine(lone(40), takes_s=0.02 * concurrency)  # so long that no pause ends a request before all have begun
     assert await closed_loop(engine.requests, concurrency, engine.send, asyncio.Event())
     assert sorted(position for position, _ in engine.started) == list(range(40))
     assert engine.peak == concurrency

@@ -107,22 +107,28 @@ def test_the_kernel_stamps_what_waits_to_be_read() -> None:
 
 
 class SlowTalk:
-    """A server on a thread of its own, so that it goes on while the loop sleeps: six chunks, ``GAP_S`` apart."""
+    """A server on a thread of its own, so that it goes on while the loop sleeps: six chunks, each when it is told to.
 
-    GAP_S = 0.03
+    Nothing waits for a length of time, so that a pause of the machine joins no chunks that are meant to come apart.
+    """
+
+    CHUNKS = 6
 
     def __init__(self, wire: Any) -> None:
         self._wire = wire
-        self.sent: list[int] = []
+        self.sent: list[int] = []  # just before each chunk left
+        self._turns = threading.Semaphore(0)
+        self._left = threading.Semaphore(0)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._speak)
+        self._thread = threading.Thread(target=self._speak, daemon=True)
 
     def __enter__(self) -> SlowTalk:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._turns.release(self.CHUNKS)
         self._thread.join()
         self._listener.close()
 
@@ -130,13 +136,19 @@ class SlowTalk:
         connection, _ = self._listener.accept()
         with connection:
             connection.recv(100_000)
-            for index in range(6):
-                time.sleep(self.GAP_S)
-                is_last = index == 5
+            for index in range(self.CHUNKS):
+                self._turns.acquire()
+                is_last = index == self.CHUNKS - 1
                 event = self._wire.text("x", "stop" if is_last else None) + (self._wire.done if is_last else b"")
                 head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" if index == 0 else b""
                 self.sent.append(time.monotonic_ns())
                 connection.sendall(head + event)
+                self._left.release()
+
+    def say(self) -> None:
+        """Return when the next chunk has left."""
+        self._turns.release()
+        self._left.acquire()
 
     async def ask(self, sleep_over: int) -> tuple[Exchange, int]:
         """One request by a client that sleeps while ``sleep_over`` chunks come, the fourth first; when it woke."""
@@ -144,12 +156,22 @@ class SlowTalk:
         async with Client(self.url) as client:
             exchange = Exchange(0, t_ready=0)
             task = asyncio.create_task(client.send(exchange, request.path, request.body))
-            while len(exchange.stamps) < 3:
-                await asyncio.sleep(0.001)
-            while len(self.sent) < 3 + sleep_over:
-                time.sleep(0.001)
-            time.sleep(self.GAP_S / 2)  # the loop is late on purpose
+
+            async def one_by_one(reads: int) -> None:
+                for _ in range(reads):
+                    before = len(exchange.stamps)
+                    await asyncio.to_thread(self.say)
+                    while len(exchange.stamps) == before and not task.done():
+                        await asyncio.sleep(0.001)
+
+            await one_by_one(3)
+            for _ in range(sleep_over):
+                self.say()
+                time.sleep(0.015)  # the loop is late on purpose
             woken = time.monotonic_ns()
+            while len(exchange.stamps) == 3:
+                await asyncio.sleep(0.001)
+            await one_by_one(self.CHUNKS - 3 - sleep_over)
             await task
         return exchange, woken
 

@@ -33,7 +33,7 @@ class Rows:
         self.threads.add(threading.get_ident())
 
 
-def wait_for(condition: Any, limit_s: float = 10.0) -> None:
+def wait_for(condition: Any, limit_s: float = 60.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline
@@ -114,8 +114,8 @@ def test_processes_that_come_and_go() -> None:
         assert {row["label"] for row in first} == {str(os.getpid()), str(child.pid)}
         own = next(row for row in first if row["name"] == "rss_bytes" and row["label"] == str(os.getpid()))
         assert own["value"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
-        deadline = time.monotonic() + 0.1
-        while time.monotonic() < deadline:
+        used = time.process_time()
+        while time.process_time() < used + 0.1:  # of the CPU, not of the clock: a busy machine may give us none
             pass
         second = list(sampler.sample())
         cpu = {row["label"]: row["value"] for row in second if row["name"] == "cpu_percent"}

@@ -262,6 +262,7 @@ async def wire(client: Client, ask: dict[str, Any], real: bool) -> Observed:
     known = await client.complete(ask["long"], max_tokens=12, ignore_eos=True)
     seen["stop"] = await client.complete(ask["long"], stop=_spanning(known), max_tokens=12, ignore_eos=True)
     seen["stream"] = await client.complete(ask["long"], **streamed)
+    seen["scored stream"] = await client.complete(ask["exact"], logprobs=1, **streamed)
     seen["delay"] = await client.arrivals(ask["long"])
     seen["names"] = await client.names(ask["exact"])
     if real:
@@ -275,7 +276,8 @@ async def wire(client: Client, ask: dict[str, Any], real: bool) -> Observed:
         "/v1/chat/completions", {"messages": chat["messages"], "max_completion_tokens": 3, "temperature": 0}
     )
     seen["list"] = await client.complete(ask["same prefix"][:2], max_tokens=5)
-    seen["twice"] = [await client.complete(ask["exact"], temperature=1.5) for _ in range(2)]
+    twice = [await client.complete(ask["exact"], temperature=1.5) for _ in range(2)]
+    seen["twice"] = twice[0] == twice[1]
     seen["bad"] = [
         await client.complete("x", temperature=3),
         await client.complete("x", n=0),
