@@ -15,6 +15,8 @@ from harness.conformance.limits import FP32
 from harness.conformance.prompts import Ask
 
 WIDTH = 4  # beams
+STRONG = 8.0  # a repetition penalty that a repeated token survives only with eight times the logit of every new one
+TEMPTED = 50  # positions of which at least one does not
 SLACK = 0.05  # nats beyond what precision explains
 SHORT_BEST = 0.15  # nats; a sound engine: 0.001 in the mean of 24 prompts, its greedy answers: 0.6
 SHORT_ALL = 0.5  # nats; a sound engine: 0.07
@@ -75,11 +77,11 @@ async def repetition(ctx: Context) -> None:
     prompts = [one.prompt for one in await open_prompts(ctx, ctx.size(10, 6)) if isinstance(one.prompt, list)]
     # Then one prompt several times at once: what others have generated must not count.
     asks = [
-        Ask(prompt, 16, fields={"repetition_penalty": (1.2, 2.0)[number % 2]})
+        Ask(prompt, 16, fields={"repetition_penalty": (1.2, STRONG)[number % 2]})
         for number, prompt in enumerate(prompts + prompts[:1] * 6)
     ]
     answers = await ctx.together(asks[: len(prompts)], at_once=1) + await ctx.together(asks[len(prompts) :])
-    decided = positions = 0
+    decided = tempted = positions = 0
     for ask, answer in zip(asks, answers, strict=True):
         ids = answer.first.token_ids() or []
         assert isinstance(ask.prompt, list)
@@ -100,8 +102,14 @@ async def repetition(ctx: Context) -> None:
                 alternatives=dict(list(found.items())[:8]),
             )
             positions += 1
-            decided += score.token != max(found, key=lambda token: found[token])
-    ctx.saw(positions=positions, decided_by_penalty=decided)
+            best = max(found, key=lambda token: found[token])
+            decided += found[best] - score.logprob > SLACK
+            tempted += best in come and ask.fields["repetition_penalty"] == STRONG
+    ctx.saw(positions=positions, decided_by_penalty=decided, tempted=tempted)
+    ctx.require(
+        decided or tempted < TEMPTED,
+        f"a repetition_penalty of {STRONG:g} changed none of {tempted} tokens that had come before",
+    )
     ctx.need_evidence(decided, "no position was decided by the penalty")
 
 

@@ -97,10 +97,10 @@ async def test_without_their_precondition_cases_are_inconclusive(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("field", "case"),
+    ("field", "cases"),
     [
         ("max_completion_tokens", "API-20"),
-        ("stop_token_ids", "API-21"),
+        ("stop_token_ids", "API-21 API-22"),  # nothing is held back from an end that never comes
         ("min_tokens", "API-22"),
         ("include_stop_str_in_output", "API-23"),
         ("min_p", "SMP-14"),
@@ -108,10 +108,9 @@ async def test_without_their_precondition_cases_are_inconclusive(tmp_path: Path)
         ("prompt_logprobs", "LGP-07"),
     ],
 )
-async def test_a_field_that_is_ignored_fails_its_case_and_no_other(tmp_path: Path, field: str, case: str) -> None:
-    cases = ["API-20", "API-21", "API-22", "API-23", "SMP-14", "SMP-15", "LGP-07"]
+async def test_a_field_that_is_ignored_fails_its_case_and_no_other(tmp_path: Path, field: str, cases: str) -> None:
+    asked = ["API-20", "API-21", "API-22", "API-23", "SMP-14", "SMP-15", "LGP-07"]
     async with engine(tmp_path, inject_fault=f"E12:field={field}") as url:
-        result = await run_suite(url, cases, QUICK)
+        result = await run_suite(url, asked, QUICK)
     failed = {one.id for one in result.results if one.verdict == "FAIL"}
-    # An answer cannot be held back from an end that no longer comes.
-    assert failed == {case}, [(one.id, one.verdict, one.reason) for one in result.results]
+    assert failed == set(cases.split()), [(one.id, one.verdict, one.reason) for one in result.results]
