@@ -166,11 +166,15 @@ async def test_an_engine_that_fails_requests_is_refuted_and_not_inconclusive(ser
         finally:
             running -= 1
 
-    server.script, server.ttft_s = serve, 0.02
+    # Long against any pause of the machine: a slot that falls free meanwhile lets more of the third stream through.
+    server.script, server.ttft_s = serve, 0.1
     goal = {"over": "concurrency", "attainment": 0.8, "limit": 8}
     asked = plan(server.url, workloads="concurrency:input=5,output=4", num_requests=40, slo={"e2e": 5e3}, find_max=goal)
-    quiet, summary = await run(asked, tmp_path / "run")
-    (found,) = summary.searches
+    for attempt in range(3):  # a machine that pauses in both cells of a level leaves that search, rightly, undecided
+        quiet, summary = await run(asked, tmp_path / f"run{attempt}")
+        (found,) = summary.searches
+        if not found.inconclusive:
+            break
     assert (found.best, found.refuted, found.inconclusive) == (2, 3, False), quiet.notes
     assert any(cell.validity == "INVALID" for cell in summary.cells)
 
