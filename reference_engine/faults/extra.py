@@ -19,6 +19,20 @@ from reference_engine.server import api
 from reference_engine.server.wire import Wire
 
 
+def edit_calls(lab: Lab, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Let ``edit`` return the body that is parsed in place of a call's.  It gives the same one where there is no occasion."""
+
+    def make(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def faulty(body: dict[str, Any], *rest: Any) -> Any:
+            edited = edit(body)
+            return parse(edited if edited != body and lab.fires() else body, *rest)
+
+        return faulty
+
+    lab.wrap(api, "parse_completion", make)
+    lab.wrap(api, "parse_chat", make)
+
+
 @fault(
     "E4",
     "a prompt that comes in a list is tokenized without the tokens that a bare string gets",
@@ -26,16 +40,12 @@ from reference_engine.server.wire import Wire
     trigger="a list of one text, and a tokenizer that adds a token",
 )
 def bare_list(lab: Lab) -> None:
-    def make(parse: Callable[..., Any]) -> Callable[..., Any]:
-        def faulty(body: Any) -> Any:
-            given = body.get("prompt")
-            if isinstance(given, list) and given and isinstance(given[0], str) and lab.fires():
-                body = {**body, "add_special_tokens": False}
-            return parse(body)
+    def edit(body: dict[str, Any]) -> dict[str, Any]:
+        given = body.get("prompt")
+        is_list = isinstance(given, list) and given and isinstance(given[0], str)
+        return {**body, "add_special_tokens": False} if is_list else body
 
-        return faulty
-
-    lab.wrap(api, "parse_completion", make)
+    edit_calls(lab, edit)
 
 
 @fault(
@@ -143,34 +153,19 @@ def forgotten(lab: Lab) -> None:
     min_p=0.05,
 )
 def own_defaults(lab: Lab) -> None:
-    def make(parse: Callable[..., Any]) -> Callable[..., Any]:
-        def faulty(body: Any, *rest: Any) -> Any:
-            left = {name: lab.value(name) for name in ("top_k", "top_p", "min_p") if name not in body}
-            return parse({**body, **left} if left and lab.fires() else body, *rest)
-
-        return faulty
-
-    lab.wrap(api, "parse_completion", make)
-    lab.wrap(api, "parse_chat", make)
+    defaults = {name: lab.value(name) for name in ("top_k", "top_p", "min_p")}
+    edit_calls(lab, lambda body: {**defaults, **body})
 
 
 @fault(
     "E10",
     "a temperature of 1 is taken for one that was not given: the model's own, 0.7, stands",
-    source="class of servers that merge calls over generation_config.json by comparing with the API's default",
+    source="no single report chosen; servers that take what equals the API's default for not given",
     trigger="temperature 1",
     own=0.7,
 )
 def one_is_not_given(lab: Lab) -> None:
-    def make(parse: Callable[..., Any]) -> Callable[..., Any]:
-        def faulty(body: Any, *rest: Any) -> Any:
-            is_default = isinstance(body, dict) and body.get("temperature", 1) in (1, None)
-            return parse({**body, "temperature": lab.value("own")} if is_default and lab.fires() else body, *rest)
-
-        return faulty
-
-    lab.wrap(api, "parse_completion", make)
-    lab.wrap(api, "parse_chat", make)
+    edit_calls(lab, lambda body: {**body, "temperature": lab.value("own")} if body.get("temperature", 1) == 1 else body)
 
 
 @fault(
@@ -199,15 +194,4 @@ def first_text_lost(lab: Lab) -> None:
     field="max_completion_tokens",
 )
 def ignored_field(lab: Lab) -> None:
-    name = str(lab.value("field"))
-
-    def make(parse: Callable[..., Any]) -> Callable[..., Any]:
-        def faulty(body: Any, *rest: Any) -> Any:
-            if not isinstance(body, dict) or name not in body or not lab.fires():
-                return parse(body, *rest)
-            return parse({key: value for key, value in body.items() if key != name}, *rest)
-
-        return faulty
-
-    lab.wrap(api, "parse_completion", make)
-    lab.wrap(api, "parse_chat", make)
+    edit_calls(lab, lambda body: {name: value for name, value in body.items() if name != lab.value("field")})

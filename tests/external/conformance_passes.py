@@ -87,7 +87,11 @@ def run_pass(name: str, seed: int, work: Path) -> dict[str, Any]:
         sys.executable, "-m", "harness.cli", "conform", "--engine", f"{name}={where}", "--reference-model", "sentinel",
         "--seed", str(seed), "--out", str(work), *subject.options,
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # One thread each for engine and judge: beside each other on few cores more of them wait for one another.
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     file = work / f"conformance-{name}.json"
     if done.returncode not in (0, 1, 2) or not file.exists():
         raise RuntimeError(f"the pass ended with {done.returncode}: {done.stderr[-500:]}")

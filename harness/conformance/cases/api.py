@@ -572,13 +572,13 @@ ENDLESS = 8  # answers none of which ends
 
 async def check_output(ctx: Context, schemas: list[Any], *, stream: bool) -> None:
     asked = ended = 0
-    for number, schema in enumerate(schemas):
+    for schema in schemas:
         if not ended and asked == ENDLESS:
             break  # a model that goes on writing within the form would do so in all of them
         asked += 1
-        form = {"type": "json_schema", "json_schema": {"name": f"form{number}", "schema": schema, "strict": True}}
+        form = {"type": "json_schema", "json_schema": {"name": f"form{asked}", "schema": schema, "strict": True}}
         body: dict[str, Any] = {
-            "messages": [{"role": "user", "content": f"Fill in form {number} with any values."}],
+            "messages": [{"role": "user", "content": f"Fill in form {asked} with any values."}],
             "response_format": form,
             "max_tokens": 384,
             "temperature": 0,

@@ -64,6 +64,10 @@ class Known(NamedTuple):
     ids: list[int]
     place: int
 
+    def agrees(self, ids: list[int]) -> bool:
+        """Whether another answer goes the same way up to the place, as far as it goes; else a tie went the other way."""
+        return ids[: self.place] == self.ids[: self.place][: len(ids)]
+
 
 async def known_answers(ctx: Context, count: int) -> list[Known]:
     found = []
@@ -98,8 +102,8 @@ async def stop_tokens(ctx: Context) -> None:
         else:
             answer = await ctx.api.complete(known.prompt, **fields)
         ids = answer.first.token_ids() or []
-        if ids[: known.place] != known.ids[: known.place][: len(ids)]:
-            continue  # a tie went the other way
+        if not known.agrees(ids):
+            continue
         hits += 1
         # Whether the token itself is told is the engine's choice.
         ctx.require(
@@ -131,8 +135,8 @@ async def least_tokens(ctx: Context) -> None:
         stop, least = known.ids[known.place], known.place + 1 + ctx.rng.randint(1, 5)
         answer = await ctx.api.complete(known.prompt, **ctx.fields(LENGTH, stop_token_ids=[stop], min_tokens=least))
         ids = answer.first.token_ids() or []
-        if ids[: known.place] != known.ids[: known.place][: len(ids)]:
-            continue  # a tie went the other way
+        if not known.agrees(ids):
+            continue
         tried += 1
         ctx.require(
             (answer.completion_tokens or len(ids)) >= least and stop not in ids[: least - 1],

@@ -36,12 +36,22 @@ def rounds_of(engine: Any, context: int = 1024) -> list[Round]:
     return rounds
 
 
+MISTAKEN = (105 * 128, 128)  # tokens, block
+
+
+@pytest.mark.xfail(strict=True, reason="its rounds agree best in blocks of 256: 15,360 are told; the only such of 203")
+def test_one_pool_is_taken_for_one_of_larger_blocks() -> None:
+    capacity, block = MISTAKEN
+    assert estimate(rounds_of(SimulatedEngine(capacity, block))).tokens == pytest.approx(capacity, rel=0.05)
+
+
 @pytest.mark.parametrize("block", [1, 16, 32, 64, 128])
 def test_a_paged_pool_is_measured_within_five_percent(block: int) -> None:
-    # Not fresh ones: of the 203 pools of whole blocks of 128 one (105 blocks) is taken for one of blocks of 256, 14 % larger.
-    rng = random.Random(block)
+    rng = random.Random(random.randrange(10**6))
     for _ in range(6):
         capacity = rng.randrange(4_000, 30_000) // block * block
+        if (capacity, block) == MISTAKEN:
+            continue
         found = estimate(rounds_of(SimulatedEngine(capacity, block, rng=rng)))
         assert found.limit == "preemption"
         assert found.tokens == pytest.approx(capacity, rel=0.05)
@@ -56,7 +66,7 @@ def test_without_whole_blocks_large_tails_would_be_missed() -> None:
 
 
 def test_a_reserving_pool_is_closed_in_from_both_sides() -> None:
-    rng = random.Random(7)
+    rng = random.Random(random.randrange(10**6))
     for _ in range(10):
         engine = SimulatedEngine(rng.randrange(8_000, 30_000), 16, reserve=True, rng=rng)
         rounds = [
