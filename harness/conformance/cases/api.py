@@ -580,7 +580,7 @@ async def check_output(ctx: Context, schemas: list[Any], *, stream: bool) -> Non
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": f"Fill in form {asked} with any values."}],
             "response_format": form,
-            "max_tokens": 384,
+            "max_tokens": min(384, ctx.context // 2),
             "temperature": 0,
         }
         if stream:

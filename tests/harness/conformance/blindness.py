@@ -7,6 +7,7 @@ there is none.  Each such case is run against a sound reference engine in a worl
 cache off  no prefix cache
 roomy      a pool that the load cannot fill
 one seat   one request at a time
+short      a context in which no form can be filled in
 no choice  a model whose logits are all equal: whatever it answers decides nothing
 ========== ===========================================================================================
 
@@ -37,6 +38,7 @@ WORLDS: dict[str, dict[str, object]] = {
     "cache off": {**SMALL, "prefix_caching": False},
     "roomy": {**COMMON, "kv_blocks": 16384, "block_size": 16, "max_num_seqs": 16},
     "one seat": {**SMALL, "max_num_seqs": 1},
+    "short": {**SMALL, "max_model_len": 96},
     "no choice": SMALL,
 }
 # The first line whose words stand in a case's evidence rule names the world that lacks it.
@@ -44,10 +46,11 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("cache off", ("hit", "same salt", "filled over", "behind another parent", "hits by them")),
     ("roomy", ("demand", "cannot hold", "preemption")),
     ("one seat", ("in one batch", "all eight", "long prefill", "beside it", "streams under way together")),
+    ("short", ("before the limit",)),
     (
         "no choice",
         (
-            "precision alone", "scored", "can differ", "clearly ranked", "really generated", "before the limit",
+            "precision alone", "scored", "can differ", "clearly ranked", "really generated",
             "before it", "penalty", "are swapped", "token is open", "open prompts", "near each other",
         ),
     ),
