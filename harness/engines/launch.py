@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
@@ -33,6 +34,7 @@ from harness.engines.descendants import tree
 from harness.engines.device_lock import device_held
 from harness.engines.errors import LaunchError
 from harness.engines.installed import require_installed
+from harness.engines.listeners import stranger_on
 from harness.engines.recipe import LaunchPlan, Readiness, Recipe
 from harness.engines.settings import Value
 
@@ -194,6 +196,16 @@ async def wait_until_ready(
             await asyncio.sleep(POLL_S)
 
 
+def refuse_stranger(name: str, pid: int, url: str) -> None:
+    """Raises LaunchError if it is not the engine ``pid`` that answers at ``url`` but an older process of this machine."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if (port := urlsplit(url).port) and (other := stranger_on(port, psutil.Process(pid).create_time())):
+            raise LaunchError(
+                f"engine {name!r} was to listen at {url}, but process {other.pid} ({other.name()}) took that port first; "
+                "start again"
+            )
+
+
 def open_log(log_dir: Path, name: str, plan: LaunchPlan) -> tuple[Path, IO[bytes]]:
     """A new log file that begins with the command."""
     safe = re.sub(r"[^\w.-]+", "_", name)
@@ -278,6 +290,7 @@ async def running_engine(
     try:
         limit_s = ready_timeout_s or recipe.readiness.timeout_s
         url = await wait_until_ready(name, process, plan.url, recipe.readiness, log_path, limit_s)
+        refuse_stranger(name, process.pid, url)
         yield RunningEngine(
             name=name,
             recipe=recipe.name,

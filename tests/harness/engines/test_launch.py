@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.server
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import fake_engine
 import psutil
 import pytest
 
@@ -80,6 +83,20 @@ async def test_the_url_can_come_from_the_log(tmp_path: Path) -> None:
     async with launched(recipe, {}, tmp_path) as engine:
         assert "--port 0" in engine.log_path.read_text()
         assert not engine.url.endswith(":0")
+
+
+async def test_a_stranger_at_the_engines_port_is_not_taken_for_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), fake_engine.Handler) as stranger:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        monkeypatch.setattr("harness.engines.launch.free_port", lambda: stranger.server_address[1])
+        try:
+            with pytest.raises(LaunchError, match=rf"process {os.getpid()} \(.+\) took that port first; start again"):
+                async with launched(fake("--silent"), {}, tmp_path):
+                    pass
+        finally:
+            stranger.shutdown()
 
 
 async def test_logs_of_earlier_runs_are_kept(tmp_path: Path) -> None:
