@@ -23,6 +23,9 @@ from harness.results.conformance import ExchangeRecord
 MAX_BODY = 32 << 20  # bytes kept of one answer
 SHOWN = 2_000  # characters kept of a body in the report
 KEPT_FIRST, KEPT_LAST = 2, 6  # exchanges kept of a case
+TOO_MANY_REQUESTS = 429
+PATIENCE_S = 30.0  # of one call
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 
 
 @dataclass(slots=True)
@@ -153,8 +156,13 @@ class Api:
         return exchange
 
     async def post(self, path: str, body: Mapping[str, Any], *, timeout_s: float | None = None) -> Exchange:
-        """A generating call with the model filled in."""
-        return await self.request("POST", path, self.filled(body), timeout_s=timeout_s)
+        """A generating call with the model filled in, asked again while the server sends it away for now."""
+        patience = Patience()
+        while patience.lasts_after(
+            exchange := await self.request("POST", path, self.filled(body), timeout_s=timeout_s)
+        ):
+            await patience.wait(exchange)
+        return exchange
 
     def filled(self, body: Mapping[str, Any]) -> dict[str, Any]:
         model = {"model": self.model} if self.model else {}
@@ -191,7 +199,26 @@ class Api:
         timeout_s: float | None = None,
         on_event: Callable[[], None] | None = None,
     ) -> Streamed:
-        """A streamed call, whatever comes.  Hangs up after ``cancel_after`` events; waits ``pause_s`` before each read."""
+        """A streamed call, whatever comes, asked again while the server sends it away for now.
+
+        Hangs up after ``cancel_after`` events; waits ``pause_s`` before each read.
+        """
+        patience = Patience()
+        while True:
+            streamed = await self._streamed(path, body, cancel_after, pause_s, timeout_s, on_event)
+            if not patience.lasts_after(streamed.exchange):
+                return streamed
+            await patience.wait(streamed.exchange)
+
+    async def _streamed(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        cancel_after: int | None,
+        pause_s: float,
+        timeout_s: float | None,
+        on_event: Callable[[], None] | None,
+    ) -> Streamed:
         assert self._session is not None
         sent = self.filled({"temperature": 0, **body, "stream": True})
         exchange = Exchange("POST", path, json.dumps(sent))
@@ -222,6 +249,29 @@ class Api:
     async def stream_complete(self, prompt: Any, **fields: Any) -> Streamed:
         """A stream of /v1/completions that is read to its end."""
         return await self.stream("/v1/completions", {"prompt": prompt, **fields})
+
+
+class Patience:
+    """How long a call that is sent away with 429 is repeated, as clients do: limits of a rate are no deviation.
+
+    A server that sends it away for longer gives no answer that a client could wait for.
+    """
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + PATIENCE_S
+        self._pause_s = FIRST_PAUSE_S
+
+    def lasts_after(self, exchange: Exchange) -> bool:
+        return exchange.status == TOO_MANY_REQUESTS and time.monotonic() < self._end
+
+    async def wait(self, exchange: Exchange) -> None:
+        """As long as ``Retry-After`` says, within bounds; else twice as long each time."""
+        asked = exchange.headers.get("retry-after", "")
+        if asked.isascii() and asked.isdigit():
+            pause_s = float(asked)
+        else:  # absent, a date, or nonsense
+            pause_s, self._pause_s = self._pause_s, 2 * self._pause_s
+        await asyncio.sleep(min(max(pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S))
 
 
 async def read_up_to(response: aiohttp.ClientResponse) -> bytes:

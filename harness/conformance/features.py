@@ -423,8 +423,10 @@ class Questions:
 
     def _numbers(self) -> None:
         features, settings = self._features, self._features.info.settings
-        # What an engine is known to offer counts as offered: that it has no effect here would be a finding.
-        features.names |= CLAIMED.get(features.info.kind or "", set()) & KNOWABLE
+        # What an engine is known to offer counts as offered: that it has no effect here would be a finding.  All of it is
+        # about completions, which a gateway in front of the engine may keep to itself.
+        if features.has("completions"):
+            features.names |= CLAIMED.get(features.info.kind or "", set()) & KNOWABLE
         features.window = whole(settings.get("sliding_window"))
         if features.window:
             features.names.add("window")

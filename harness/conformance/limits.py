@@ -2,8 +2,10 @@
 
 Greedy answers of sound engines differ where the best two tokens are nearly equal: seen divergences have gaps up to 0.003
 nats in fp32 (llama.cpp against transformers), 0.12 in bf16 (vLLM) and 0.3 with 4-bit weights.  ``regret`` is what a
-returned token may lie below the best one by the judge's count.  ``kl`` bounds the mean k3 estimate; SGLang's own tests
-allow 0.0025 in bf16.  ``jump`` bounds one token's log-probability.
+returned token may lie below the best one by the judge's count.  ``kl`` bounds the mean k3 estimate.  SGLang's own tests
+allow 0.0025 in bf16; the sentinel's logits are larger than those of a trained model: to round its exact ones to bf16 gives
+0.0032 to 0.0066 over the prompts of LGP-04 (eight seeds), and its bf16 model in transformers up to 0.0072.  ``jump`` bounds
+one token's log-probability (0.53 there).
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ class Limits:
 
 FP32 = Limits("fp32", regret=0.05, kl=2e-5, jump=0.05, drift=2e-3)
 FP16 = Limits("fp16", regret=0.25, kl=1e-3, jump=0.4, drift=2e-2)
-BF16 = Limits("bf16", regret=0.75, kl=5e-3, jump=1.2, drift=6e-2)
+BF16 = Limits("bf16", regret=0.75, kl=2e-2, jump=1.2, drift=6e-2)
 QUANTISED = Limits("quantised", regret=1.5, kl=5e-2, jump=3.0, drift=0.3)
 # Nothing declared: as loose as bf16.
-UNKNOWN = Limits("unknown", regret=0.75, kl=5e-3, jump=1.2, drift=6e-2)
+UNKNOWN = Limits("unknown", regret=0.75, kl=2e-2, jump=1.2, drift=6e-2)
 
 
 def limits_of(dtype: str | None, kv_dtype: str | None = None) -> Limits:

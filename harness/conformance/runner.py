@@ -186,16 +186,18 @@ class Setting:
         if reference is not None:
             tokenizers.append(reference)
             features.names.add("tokenize")
+        kind = SentinelPrompts if is_sentinel(features.info) else Prompts
+        prompts = await kind.make(tokenizers, takes_ids=features.has("id_prompts"))
+        if features.has("id_prompts") and not prompts.takes_ids:
+            features.names.discard("id_prompts")
+            features.unknown.add("id_prompts")
+            notes.append("nothing tokenizes for this engine, so prompts are words and their lengths approximate")
         if features.has("echo_logprobs", "id_prompts") or reference is not None:
             features.names.add("scorer")
         if (features.max_num_seqs or 2) > 1:  # not told: taken for granted
             features.names.add("company")
         if options.restart is not None:
             features.names.add("restart")
-        kind = SentinelPrompts if is_sentinel(features.info) else Prompts
-        prompts = await kind.make(tokenizers, takes_ids=features.has("id_prompts"))
-        if features.has("id_prompts") and not prompts.takes_ids:
-            notes.append("nothing tokenizes for this engine, so prompts are words and their lengths approximate")
         setting = cls(api, features, options, reference, tokenizers, prompts)
         if setting.sentinel is not None:
             features.names.add("sentinel")

@@ -14,6 +14,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.conformance.api import Api
 from harness.conformance.prompts import Ask, Prompt, Prompts
 from harness.results.schema import EngineInfo
 from workloads.sentinel import BOS, FIRST_BYTE, FIRST_WORD, NUM_TOKENS, Deck, Passage, partner, spell
@@ -31,8 +32,13 @@ class SentinelPrompts(Prompts):
     """Prompts in the sentinel's language: each is a question, so that greedy answers are certain and varied."""
 
     def __init__(self, pool: Sequence[int], start: Sequence[int], *, takes_ids: bool) -> None:
-        """The sentinel needs its BOS, also where a server's tokenizer adds none: ``start`` is not asked."""
-        super().__init__(pool, [BOS], takes_ids=takes_ids)
+        """Neither is looked at: the ids of the sentinel are known, and it needs its BOS where a tokenizer adds none, too."""
+        super().__init__(range(FIRST_WORD, NUM_TOKENS // 2), [BOS], takes_ids=takes_ids)
+
+    @classmethod
+    async def make(cls, apis: Sequence[Api], *, takes_ids: bool) -> SentinelPrompts:
+        """Without a question to ``apis``."""
+        return cls([], [], takes_ids=takes_ids)
 
     def exact(self, rng: random.Random, tokens: int) -> list[int]:
         if tokens < LEAST:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from harness.conformance.answer import Answer, Choice
+from harness.conformance.answer import Answer, Choice, parse_answer
 from harness.conformance.case import Failed, Inconclusive, NonStrict, Unsupported, case
 from harness.conformance.context import Context
 from harness.conformance.prompts import Ask
@@ -219,7 +219,7 @@ async def several_choices(ctx: Context) -> None:
         ctx.require(sorted(map(str, indices)) == [str(i) for i in range(8)], f"n=8 gave the indices {indices}")
         if len({choice.text for choice in answer.choices}) == 1:
             equal += 1
-            chance *= probability(answer.first) ** 7
+            chance *= await chance_of(ctx, ask, answer.first) ** 7
         for choice in answer.choices:
             asks.append(ask)
             parts.append(single(answer, choice))
@@ -235,11 +235,12 @@ async def several_choices(ctx: Context) -> None:
         raise Inconclusive("every prompt has one near certain continuation, so equal choices prove nothing")
 
 
-def probability(choice: Choice) -> float:
-    """Probability of a sampled continuation by its own log-probabilities; a half where there are none."""
-    if not choice.scores:
-        return 0.5
-    return min(math.exp(sum(score.logprob or 0.0 for score in choice.scores)), 1.0)
+async def chance_of(ctx: Context, ask: Ask, choice: Choice) -> float:
+    """Probability of a sampled continuation: by its own log-probabilities, else by how often it is sampled alone."""
+    if choice.scores:
+        return min(math.exp(sum(score.logprob or 0.0 for score in choice.scores)), 1.0)
+    alone = [(await ctx.api.complete(ask.prompt, **ctx.fields(24, temperature=1.0))).text for _ in range(8)]
+    return (alone.count(choice.text) + 1) / (len(alone) + 1)  # of nine that were seen
 
 
 def single(answer: Answer, choice: Choice) -> Answer:
@@ -335,7 +336,7 @@ async def echo(ctx: Context) -> None:
     texts = [ctx.prompts.text(ctx.rng, words) for words in (30, 9, 16)]
     if ctx.sentinel is None:  # its tokens do not spell other text, and engines may echo what the tokens spell
         texts += ["The quick brown fox", "naïve café, 東京 and 🙂 end", "  two  spaces\n\nand lines"]
-    fields = ctx.fields(6, echo=True, logprobs=1)
+    fields = ctx.fields(6, echo=True, **({"logprobs": 1} if ctx.features.has("logprobs") else {}))
     tells_ids = fields.pop("return_token_ids", None)
     for text in texts:
         answer = await ctx.api.complete(text, **fields)
@@ -449,8 +450,6 @@ async def defaults(ctx: Context) -> None:
     omitted = await ctx.api.post("/v1/completions", body)
     explicit = {"temperature": 1, "top_p": 1, "n": 1, "presence_penalty": 0, "frequency_penalty": 0}
     stated = await ctx.api.complete(prompt, max_tokens=4, logprobs=2, seed=7, **explicit)
-    from harness.conformance.answer import parse_answer
-
     plain = parse_answer(omitted, is_chat=False)
     same = plain.text == stated.text
     ctx.saw(same_output=same, omitted=plain.text, explicit=stated.text)

@@ -44,10 +44,9 @@ async def well_formed(ctx: Context) -> None:
             mass = sum(math.exp(min(value, 1.0)) for value in values)
             ctx.require(mass <= 1.001, f"the alternatives' probabilities sum to {mass:.4f}", top=score.top)
             names = {token for token, _ in score.top}
-            below = bool(score.top) and score.logprob is not None and score.logprob < score.top[-1][1] - 1e-4
-            ctx.require(
-                not score.top or score.token in names or below, f"the chosen {score.token!r} is missing in {score.top}"
-            )
+            # A token below the last one is named apart, and of equals somebody has to be left out.
+            better = bool(score.top) and score.logprob is not None and score.logprob > score.top[-1][1] + 1e-4
+            ctx.require(score.token in names or not better, f"the chosen {score.token!r} is missing in {score.top}")
     ctx.saw(tokens=seen)
     # All that a small vocabulary allows, or a sure model says, must come near to 1.
     wide = await distribution(ctx, ctx.prompts.make_prompt(ctx.rng, 12))

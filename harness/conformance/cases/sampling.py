@@ -247,17 +247,35 @@ async def open_asks(ctx: Context, count: int, max_tokens: int, **fields: object)
 async def seeds(ctx: Context) -> None:
     asks = await open_asks(ctx, 12, 8, temperature=1.0)
 
-    async def texts(seed: int, at_once: int) -> list[str]:
-        return [answer.text for answer in await ctx.together(asks, at_once=at_once, seed=seed)]
+    async def answers(seed: int, at_once: int) -> list[Answer]:
+        return await ctx.together(asks, at_once=at_once, seed=seed)
 
-    first = await texts(41, 1)
-    again = await texts(41, 1)
-    same = sum(a == b for a, b in zip(first, again, strict=True))
-    ctx.require(same >= len(asks) - 1, f"the same seed gave the same output for {same} of {len(asks)} prompts")
-    others = [await texts(seed, 1) for seed in (42, 43, 44)]
-    ctx.require(any(other != first for other in others), "four different seeds gave the same outputs")
-    crowd = await texts(41, 16)
-    ctx.saw(equal_in_a_crowd=sum(a == b for a, b in zip(first, crowd, strict=True)), of=len(asks))
+    first = await answers(41, 1)
+    again = await answers(41, 1)
+    pairs = [(a, b) for a, b in zip(first, again, strict=True) if not equals_explain(ctx, a, b)]
+    same = sum(a.text == b.text for a, b in pairs)
+    ctx.saw(compared=len(pairs))
+    ctx.require(same >= len(pairs) - 1, f"the same seed gave the same output for {same} of {len(pairs)} prompts")
+    ctx.need_evidence(len(pairs) >= 4, f"{len(asks) - len(pairs)} of {len(asks)} answers part at equally likely tokens")
+    others = [await answers(seed, 1) for seed in (42, 43, 44)]
+    ctx.require(any(map(differ, others, [first] * 3)), "four different seeds gave the same outputs")
+    crowd = await answers(41, 16)
+    ctx.saw(equal_in_a_crowd=sum(a.text == b.text for a, b in zip(first, crowd, strict=True)), of=len(asks))
+
+
+def differ(some: list[Answer], others: list[Answer]) -> bool:
+    return [answer.text for answer in some] != [answer.text for answer in others]
+
+
+def equals_explain(ctx: Context, one: Answer, other: Answer) -> bool:
+    """Whether two answers part at tokens that are equally likely.
+
+    One draw finds either of them, by their order among each other: numeric noise decides it where an engine sorts.
+    """
+    for a, b in zip(one.first.scores or [], other.first.scores or [], strict=False):
+        if a.token != b.token:
+            return a.logprob is not None and b.logprob is not None and abs(a.logprob - b.logprob) <= ctx.limits.drift
+    return False
 
 
 @case(
@@ -272,12 +290,15 @@ async def seeds(ctx: Context) -> None:
 )
 async def collisions(ctx: Context) -> None:
     if not ctx.features.has("logprobs"):
-        answers = await ctx.together([Ask(ctx.prompts.text(ctx.rng, 6), 24, fields={"temperature": 1.5})] * 24)
-        texts = {answer.text for answer in answers}
+        different = []
+        for _ in range(4):  # of one prompt the answer may be nearly certain
+            answers = await ctx.together([Ask(ctx.prompts.uncertain(ctx.rng), 24, fields={"temperature": 1.5})] * 24)
+            different.append(len({answer.text for answer in answers}))
+        ctx.saw(different=different, of=24)
         ctx.require(
-            len(texts) > 1, f"{len(answers)} answers at temperature 1.5 are all the same: {answers[0].text[:80]!r}"
+            max(different) > 1,
+            f"24 answers at temperature 1.5 are all the same, for each of four prompts: {answers[0].text[:80]!r}",
         )
-        ctx.saw(different=len(texts), of=len(answers))
         return
     for prompt in await open_prompts(ctx, 2, high=0.7):
         for seeded in (True, False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import statistics
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from harness.conformance.answer import Answer, Streamed
@@ -14,6 +15,8 @@ from harness.conformance.sentinel_asks import SentinelAsks
 from harness.load.sse import SseParser
 
 SPEC = "OpenAI OpenAPI 2026-08-21"
+BUFFERED_TRIES = 5
+BETWEEN_TRIES_S = 0.5
 
 
 async def some_stream(ctx: Context, max_tokens: int = 16, **fields: Any) -> Streamed:
@@ -399,7 +402,10 @@ async def visible_errors(ctx: Context) -> None:
     structural=True,
 )
 async def really_streams(ctx: Context) -> None:
-    await check_streaming(ctx, ctx.api.stream_complete(ctx.prompts.make_prompt(ctx.rng, 16), **ctx.fields(128)))
+    async def call() -> Streamed:
+        return await ctx.api.stream_complete(ctx.prompts.make_prompt(ctx.rng, 16), **ctx.fields(128))
+
+    await check_streaming(ctx, call)
 
 
 @case(
@@ -418,18 +424,39 @@ async def chat_streams(ctx: Context) -> None:
         "max_tokens": 96,
         **({"ignore_eos": True} if ctx.features.has("ignore_eos") else {}),
     }
-    await asyncio.gather(*(check_streaming(ctx, ctx.api.stream("/v1/chat/completions", dict(body))) for _ in range(2)))
+
+    async def call() -> Streamed:
+        return await ctx.api.stream("/v1/chat/completions", dict(body))
+
+    await check_streaming(ctx, call, at_once=2)
 
 
-async def check_streaming(ctx: Context, call: Any) -> None:
-    streamed: Streamed = await call
+async def check_streaming(ctx: Context, call: Callable[[], Awaitable[Streamed]], *, at_once: int = 1) -> None:
+    """Fails if a stream looks buffered each time: on a machine that others take, one that is not may look so at times."""
+    for attempt in range(BUFFERED_TRIES):
+        try:
+            for streamed in await asyncio.gather(*(call() for _ in range(at_once))):
+                check_pieces(ctx, streamed)
+            return
+        except Buffered:
+            if attempt == BUFFERED_TRIES - 1:
+                raise
+        await asyncio.sleep(BETWEEN_TRIES_S)
+
+
+class Buffered(Failed):
+    """All pieces of a stream came at its end."""
+
+
+def check_pieces(ctx: Context, streamed: Streamed) -> None:
+    """Raises Buffered, or Inconclusive where the answer was too short or too fast to tell."""
     streamed.answer()
     times = streamed.content_times()
     total = streamed.exchange.seconds
     if len(times) < 16:
         pieces = len({round(now, 4) for now in times})
         if len(times) <= 2 and (streamed.answer().completion_tokens or 0) >= 32:
-            raise Failed(f"{streamed.answer().completion_tokens} tokens came in {len(times)} pieces")
+            raise Buffered(f"{streamed.answer().completion_tokens} tokens came in {len(times)} pieces")
         raise Inconclusive(f"only {pieces} pieces came")
     gaps = [b - a for a, b in itertools.pairwise(times)]
     # Reads come in bursts on a busy client; a buffered stream comes in one.
@@ -441,10 +468,10 @@ async def check_streaming(ctx: Context, call: Any) -> None:
         median_gap=round(statistics.median(gaps), 6),
     )
     ctx.need_evidence(total > 0.02, "the answer came too fast to tell")
-    ctx.require(
-        times[0] < 0.5 * total or spread > 0.25 * total,
-        f"the first of {len(times)} pieces came after {times[0]:.3f} of {total:.3f} s: the stream is buffered",
-    )
+    if times[0] >= 0.5 * total and spread <= 0.25 * total:
+        raise Buffered(
+            f"the first of {len(times)} pieces came after {times[0]:.3f} of {total:.3f} s: the stream is buffered"
+        )
 
 
 @case(

@@ -14,11 +14,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[str]:
-    """Answer every path with ``handler``; the URL."""
-    app = web.Application()
+async def serving(handler: Handler, *, handler_cancellation: bool = False) -> AsyncIterator[str]:
+    """Answer every path with ``handler``; the URL.  ``handler_cancellation`` ends it when its client leaves."""
+    app = web.Application(client_max_size=64 << 20)
     app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=handler_cancellation)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

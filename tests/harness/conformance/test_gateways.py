@@ -1,0 +1,59 @@
+"""A sound engine behind a gateway that withholds, limits or dresses something: no case fails for that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gateways import Gateway, before
+
+from harness.conformance.context import Options
+from harness.conformance.runner import run_suite
+from harness.engines.catalogue import find
+from harness.engines.launch import launched
+from harness.results.conformance import SuiteResult
+
+SETTINGS = {
+    "model": "sentinel",
+    "kv_blocks": 192,
+    "block_size": 16,
+    "max_model_len": 2048,
+    "max_num_seqs": 16,
+    "max_num_batched_tokens": 128,
+    "threads": 1,
+}
+GATEWAYS = {
+    "chat only": lambda: Gateway(paths=("/v1/chat/completions", "/v1/models")),
+    "chat only, anonymous": lambda: Gateway(paths=("/v1/chat/completions", "/v1/models"), anonymous=True),
+    "completions only": lambda: Gateway(paths=("/v1/completions", "/v1/models"), anonymous=True),
+    "standard fields only": lambda: Gateway(paths=("/v1/",), anonymous=True, standard_fields=True),
+    "no log-probabilities, no n": lambda: Gateway(
+        paths=("/v1/",), anonymous=True, without=frozenset({"logprobs", "top_logprobs", "prompt_logprobs", "n"})
+    ),
+    "three calls at once": lambda: Gateway(at_once=3),
+    "dressed": lambda: Gateway(dressed=True, slice_bytes=7),
+}
+
+
+async def findings(logs: Path, gateway: Gateway, options: Options) -> tuple[SuiteResult, list[str]]:
+    async with launched(find("reference"), SETTINGS, logs) as engine, before(engine.url, gateway) as url:
+        result = await run_suite(url, options=options)
+    wrong = [f"{one.id} {one.verdict}: {one.reason}" for one in result.results if one.verdict in ("FAIL", "ERROR")]
+    return result, wrong
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+async def test_no_structural_case_fails(tmp_path: Path, name: str) -> None:
+    gateway = GATEWAYS[name]()
+    result, wrong = await findings(tmp_path, gateway, Options(structural_only=True, effort=0.2))
+    assert not wrong
+    assert sum(one.verdict == "PASS" for one in result.results) >= 12
+    assert (gateway.refused > 0) == (gateway.at_once < 10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", GATEWAYS)
+async def test_no_case_fails(tmp_path: Path, name: str) -> None:
+    _, wrong = await findings(tmp_path, GATEWAYS[name](), Options(effort=0.5))
+    assert not wrong
