@@ -265,12 +265,12 @@ class Patience:
         return exchange.status == TOO_MANY_REQUESTS and time.monotonic() < self._end
 
     async def wait(self, exchange: Exchange) -> None:
-        """As long as ``Retry-After`` says, within bounds; else twice as long each time."""
+        """As long as ``Retry-After`` says, within bounds; else longer each time, up to a second."""
         asked = exchange.headers.get("retry-after", "")
         if asked.isascii() and asked.isdigit():
             pause_s = float(asked)
         else:  # absent, a date, or nonsense
-            pause_s, self._pause_s = self._pause_s, 2 * self._pause_s
+            pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, 1.0)
         await asyncio.sleep(min(max(pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S))
 
 

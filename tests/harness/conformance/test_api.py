@@ -54,11 +54,11 @@ async def ask(server: Busy, *, stream: bool = False) -> Any:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_call_that_is_sent_away_is_repeated(pauses: list[float], stream: bool) -> None:
-    server = Busy(3)
+    server = Busy(4)
     exchange = await ask(server, stream=stream)
     assert exchange.status == 200
-    assert server.calls == 4
-    assert pauses == [0.25, 0.5, 1.0]
+    assert server.calls == 5
+    assert pauses == [0.25, 0.5, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(

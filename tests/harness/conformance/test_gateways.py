@@ -42,7 +42,12 @@ async def findings(logs: Path, gateway: Gateway, options: Options) -> tuple[Suit
     return result, wrong
 
 
-@pytest.mark.parametrize("name", GATEWAYS)
+QUICK = ("chat only", "no log-probabilities, no n", "dressed")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in GATEWAYS]
+)
 async def test_no_structural_case_fails(tmp_path: Path, name: str) -> None:
     gateway = GATEWAYS[name]()
     result, wrong = await findings(tmp_path, gateway, Options(structural_only=True, effort=0.2))
