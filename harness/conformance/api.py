@@ -81,9 +81,11 @@ class Log:
         self.first: list[Exchange] = []
         self.last: deque[Exchange] = deque(maxlen=KEPT_LAST)
         self.count = 0
+        self.sent_away = 0  # answers with 429
 
     def add(self, exchange: Exchange) -> None:
         self.count += 1
+        self.sent_away += exchange.status == TOO_MANY_REQUESTS
         if len(self.first) < KEPT_FIRST:
             self.first.append(exchange)
         else:

@@ -17,7 +17,6 @@ from harness.conformance.prompts import Prompt
 from harness.conformance.stats import ALPHA, g_test
 
 TRIES = 120
-PER_CALL = 64  # choices of one call
 AT_ONCE = 8
 
 
@@ -103,7 +102,7 @@ def neutral(ctx: Context, **fields: Any) -> dict[str, Any]:
 
 async def draw(ctx: Context, prompt: Prompt, count: int, **fields: Any) -> Counter[str]:
     """``count`` sampled first tokens, each from a seed of its own."""
-    per_call = min(PER_CALL, ctx.features.max_num_seqs or PER_CALL) if ctx.features.has("n") else 1
+    per_call = min(ctx.features.most_choices, ctx.features.max_num_seqs or ctx.features.most_choices)
     gate = asyncio.Semaphore(AT_ONCE if per_call > 1 else 32)
     tokens: Counter[str] = Counter()
 

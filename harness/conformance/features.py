@@ -96,6 +96,7 @@ class Features:
     capabilities: Capabilities
     names: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)  # could not be found out; counts as absent, and says so
+    most_choices: int = 1  # of one call, as far as a case asks for
     top_logprobs: int = 0  # alternatives a position that completions return
     metric_names: set[str] = field(default_factory=set)
     block_size: int | None = None  # tokens
@@ -126,6 +127,7 @@ class Features:
             "unknown": sorted(self.unknown),
             "metrics": sorted(self.metric_names),
             "top_logprobs": self.top_logprobs,
+            "most_choices": self.most_choices,
             "block_size": self.block_size,
             "pool_tokens": self.pool_tokens,
             "max_model_len": self.max_model_len,
@@ -277,6 +279,8 @@ class Questions:
         if several is None:
             several = await self._try(n=2, temperature=1.0)
         self._note("n", several is not None and len(several.choices) == 2)
+        if features.has("n"):
+            features.most_choices = await self._most_choices()
         batch = await self._try(prompt=[self._text, self._text])
         self._note("batch", batch is not None and len(batch.choices) == 2)
         await self._sampling()
@@ -284,6 +288,14 @@ class Questions:
         await self._stop()
         await self._stop_tokens()
         self._note("detokenize", await detokenize(self._api, [40, 41]) is not None)
+
+    async def _most_choices(self) -> int:
+        """Engines bound ``n`` by what may run at once, which not all of them tell."""
+        for number in (64, 32, 16, 8, 4):
+            answer = await self._try(n=number, temperature=1.0, max_tokens=1)
+            if answer is not None and len(answer.choices) == number:
+                return number
+        return 2
 
     async def _echo(self) -> None:
         echoed = await self._try(echo=True, max_tokens=1)

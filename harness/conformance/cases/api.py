@@ -207,6 +207,7 @@ async def several_choices(ctx: Context) -> None:
     reply = await ctx.api.post("/v1/completions", {"prompt": "Hello", "max_tokens": 2, "n": 2})
     if reply.status is not None and 400 <= reply.status < 500:
         raise Unsupported(f"n = 2 is refused: {reply.words}")
+    n = ctx.features.most_choices if 1 < ctx.features.most_choices < 8 else 8
     asks, parts = [], []
     chance, equal = 1.0, 0
     for number in range(ctx.size(8, 4)):
@@ -214,23 +215,23 @@ async def several_choices(ctx: Context) -> None:
         ask = Ask(ctx.prompts.uncertain(ctx.rng), 24, fields={"temperature": 1.0})
         if number % 2:
             ask = ctx.plain_ask(ctx.block + 3 + number, 24, temperature=1.0)
-        answer = await ctx.api.complete(ask.prompt, **ctx.fields(24, n=8, temperature=1.0))
+        answer = await ctx.api.complete(ask.prompt, **ctx.fields(24, n=n, temperature=1.0))
         indices = [choice.index for choice in answer.choices]
-        ctx.require(sorted(map(str, indices)) == [str(i) for i in range(8)], f"n=8 gave the indices {indices}")
+        ctx.require(sorted(map(str, indices)) == [str(i) for i in range(n)], f"n={n} gave the indices {indices}")
         if len({choice.text for choice in answer.choices}) == 1:
             equal += 1
-            chance *= await chance_of(ctx, ask, answer.first) ** 7
+            chance *= await chance_of(ctx, ask, answer.first) ** (n - 1)
         for choice in answer.choices:
             asks.append(ask)
             parts.append(single(answer, choice))
     ctx.saw(prompts_with_all_equal=equal, chance_of_that=chance)
     if chance < 1e-6:
         raise Failed(
-            f"all 8 continuations are equal for {equal} prompts; the chance of that is {chance:.1g}",
+            f"all {n} continuations are equal for {equal} prompts; the chance of that is {chance:.1g}",
             text=parts[-1].text,
         )
     if ctx.judge.scorer is not None and ctx.features.has("logprobs", "token_ids"):
-        await ctx.judged(asks, parts, what="the continuations of n=8", least=0)
+        await ctx.judged(asks, parts, what=f"the continuations of n={n}", least=0)
     if equal == ctx.size(8, 4):
         raise Inconclusive("every prompt has one near certain continuation, so equal choices prove nothing")
 

@@ -249,6 +249,8 @@ async def no_starvation(ctx: Context) -> None:
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
+    away = ctx.api.log.sent_away
+    ctx.need_evidence(not away, f"calls were sent away with 429, {away} times, so their order is not the engine's")
     came = max(sum(sent[n] < other < first[n] for other in sent.values()) for n in ends)
     # Those that were sent once answers had come: in which order a burst of connections reaches a server, nobody promises.
     later = [n for n in ends if n >= at_once]
