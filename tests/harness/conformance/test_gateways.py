@@ -35,9 +35,11 @@ GATEWAYS = {
 }
 
 
-async def findings(logs: Path, gateway: Gateway, options: Options) -> tuple[SuiteResult, list[str]]:
+async def findings(
+    logs: Path, gateway: Gateway, options: Options, cases: list[str] | None = None
+) -> tuple[SuiteResult, list[str]]:
     async with launched(find("reference"), SETTINGS, logs) as engine, before(engine.url, gateway) as url:
-        result = await run_suite(url, options=options)
+        result = await run_suite(url, cases, options)
     wrong = [f"{one.id} {one.verdict}: {one.reason}" for one in result.results if one.verdict in ("FAIL", "ERROR")]
     return result, wrong
 
@@ -54,6 +56,21 @@ async def test_no_structural_case_fails(tmp_path: Path, name: str) -> None:
     assert not wrong
     assert sum(one.verdict == "PASS" for one in result.results) >= 12
     assert (gateway.refused > 0) == (gateway.at_once < 10)
+
+
+async def test_a_limit_of_choices_that_nobody_told_is_kept(tmp_path: Path) -> None:
+    gateway = Gateway(paths=("/v1/",), anonymous=True)  # the engine behind it refuses n above 16
+    result, wrong = await findings(tmp_path, gateway, Options(effort=0.1), ["SMP-02"])
+    assert not wrong
+    assert result.features["max_num_seqs"] is None
+    assert result.features["most_choices"] == 16
+
+
+async def test_no_order_is_judged_where_calls_were_sent_away(tmp_path: Path) -> None:
+    gateway = Gateway(at_once=3)
+    result, _ = await findings(tmp_path, gateway, Options(), ["PRE-08"])
+    assert result.results[0].verdict == "INCONCLUSIVE"
+    assert f"{gateway.refused} times" in result.results[0].reason
 
 
 @pytest.mark.slow
