@@ -26,6 +26,7 @@ from harness.engines.probe import Probe, probe
 from harness.results.schema import EngineInfo
 
 TEXT = "The quick brown fox jumps over the lazy dog. The capital of France is"
+NOT_SERVED = (None, 404, 405, 501)  # statuses of an endpoint that is not there
 CHAT = [{"role": "user", "content": "Tell me about the sea."}]
 
 MEANINGS: dict[str, str] = {
@@ -95,6 +96,7 @@ class Features:
     info: EngineInfo
     capabilities: Capabilities
     names: set[str] = field(default_factory=set)
+    served: set[str] = field(default_factory=set)  # of completions and chat: the endpoints that exist, working or not
     unknown: set[str] = field(default_factory=set)  # could not be found out; counts as absent, and says so
     most_choices: int = 1  # of one call, as far as a case asks for
     top_logprobs: int = 0  # alternatives a position that completions return
@@ -140,22 +142,26 @@ async def find_features(
     url: str, *, name: str | None, model: str | None, api_key: str | None, timeout_s: float, known: Probe | None = None
 ) -> Features:
     """Ask the server at ``url``.  Raises UnreachableError when there is no OpenAI API there."""
-    streaming = await require_api(url, model, api_key, timeout_s)
+    served, streaming = await require_api(url, model, api_key, timeout_s)
     found = known or await probe(url, api_key, model, name=name, timeout_s=timeout_s)
-    features = Features(found.info, found.capabilities)
+    features = Features(found.info, found.capabilities, served=served)
     if streaming:
         features.names |= {*streaming, "generate"}
     async with Api(url, found.info.model, api_key=api_key, timeout_s=timeout_s) as api:
         await Questions(api, features).ask()
+    if not features.has("generate"):
+        # An endpoint that is there and never answers well is broken, not absent: its cases find out how.
+        features.names |= {*served, "generate"}
     if api_key is not None:
         await ask_key(url, features)
     return features
 
 
-async def require_api(url: str, model: str | None, api_key: str | None, timeout_s: float) -> set[str]:
+async def require_api(url: str, model: str | None, api_key: str | None, timeout_s: float) -> tuple[set[str], set[str]]:
     """One look before the long probe: a dead, hanging or foreign server is told at once.
 
-    Returns which of ``completions`` and ``chat`` answer a plain call by a stream: that is an API, and a broken one.
+    Returns which of ``completions`` and ``chat`` there are, and which answer a plain call by a stream: that is an API, and
+    a broken one.
     """
     async with Asker(url, api_key) as asker:
         named = {"model": model} if model else {}
@@ -173,15 +179,15 @@ async def require_api(url: str, model: str | None, api_key: str | None, timeout_
         raise UnreachableError(f"no HTTP server answers at {url}: {completion.error}")
     # A server that wants its model named refuses here with 4xx and JSON; that is an API all the same.
     speaks = [reply for reply in (completion, chat) if isinstance(reply.json(), dict) and reply.status != 404]
+    endpoints = (("completions", completion), ("chat", chat))
+    served = {name for name, reply in endpoints if reply.status not in NOT_SERVED}
     streaming = {
-        name
-        for name, reply in (("completions", completion), ("chat", chat))
-        if reply.status == 200 and any(map(_is_chunk, reply.text.splitlines()))
+        name for name, reply in endpoints if reply.status == 200 and any(map(_is_chunk, reply.text.splitlines()))
     }
     if not speaks and not streaming:
         words = completion.error or f"HTTP {completion.status}, {' '.join(completion.text.split())[:80]!r}"
         raise UnreachableError(f"there is no OpenAI API at {url}: POST /v1/completions: {words}")
-    return streaming
+    return served, streaming
 
 
 def _is_chunk(line: str) -> bool:
@@ -437,7 +443,7 @@ class Questions:
         features, settings = self._features, self._features.info.settings
         # What an engine is known to offer counts as offered: that it has no effect here would be a finding.  All of it is
         # about completions, which a gateway in front of the engine may keep to itself.
-        if features.has("completions"):
+        if "completions" in features.served:
             features.names |= CLAIMED.get(features.info.kind or "", set()) & KNOWABLE
         features.window = whole(settings.get("sliding_window"))
         if features.window:

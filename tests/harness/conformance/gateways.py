@@ -27,7 +27,10 @@ ANONYMOUS = {"object": "list", "data": [{"id": "sentinel", "object": "model", "c
 
 @dataclass
 class Gateway:
-    """``paths``: the only ones that there are.  ``at_once``: more calls get 429.  ``slice_bytes``: size of what is sent on."""
+    """``paths``: the only ones that there are.  ``at_once``: more calls get 429.  ``slice_bytes``: size of what is sent on.
+
+    ``breaks``: no generating call succeeds, which is a finding.
+    """
 
     paths: tuple[str, ...] = ("/",)
     standard_fields: bool = False
@@ -35,6 +38,7 @@ class Gateway:
     anonymous: bool = False
     at_once: int = 10**6
     dressed: bool = False
+    breaks: bool = False
     slice_bytes: int | None = None
     running: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)
@@ -43,6 +47,8 @@ class Gateway:
         if not path.startswith(self.paths):
             return error(404, "unknown url")
         fields = body if isinstance(body, dict) else {}
+        if self.breaks and "max_tokens" in fields:
+            return error(500, "out of order")
         for name, value in fields.items():
             is_asked = value not in (None, 0, False) and not (
                 name == "n" and (not isinstance(value, int) or value <= 1)

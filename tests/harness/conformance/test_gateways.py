@@ -66,6 +66,14 @@ async def test_a_limit_of_choices_that_nobody_told_is_kept(tmp_path: Path) -> No
     assert result.features["most_choices"] == 16
 
 
+async def test_an_endpoint_that_always_fails_is_broken_and_not_absent(tmp_path: Path) -> None:
+    broken = Gateway(breaks=True)
+    result, wrong = await findings(tmp_path, broken, Options(), ["API-01", "API-02", "API-08", "NUM-02"])
+    assert len(wrong) == 4
+    assert all("HTTP 500" in line for line in wrong)
+    assert result.exit_code == 1
+
+
 async def test_no_order_is_judged_where_calls_were_sent_away(tmp_path: Path) -> None:
     gateway = Gateway(at_once=3)
     result, _ = await findings(tmp_path, gateway, Options(), ["PRE-08"])
