@@ -35,6 +35,8 @@ def has_cuda() -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # One that begins when all others have ended would keep a single worker busy.
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     cuda: bool | None = None
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):

@@ -13,9 +13,9 @@ from typing import Any
 
 from harness.cli.conform import reference
 from harness.conformance.api import Api
-from harness.conformance.features import served_model
 from harness.conformance.limits import Limits, limits_of_engine
 from harness.conformance.loaded import LEAST_DECIDED, TIMEOUT_S, Finding, Loaded, LoadedJudge
+from harness.conformance.questions import served_model
 from harness.engines.errors import EngineError
 from harness.engines.probe import Probe
 from harness.load.plan import VerifyAsked

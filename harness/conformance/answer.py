@@ -86,6 +86,12 @@ class Answer:
         return value if isinstance(value, int) else None
 
 
+def parting(one: Answer, other: Answer) -> tuple[TokenScore, TokenScore] | None:
+    """Both scores of the first position with different tokens; None where there is none among those that were scored."""
+    pairs = zip(one.first.scores or [], other.first.scores or [], strict=False)
+    return next(((a, b) for a, b in pairs if a.token != b.token), None)
+
+
 def parse_answer(exchange: Exchange, *, is_chat: bool) -> Answer:
     """The answer in an exchange.  Raises Failed when it is not a good one."""
     where = f"{exchange.method} {exchange.path}"

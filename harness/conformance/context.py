@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.conformance.answer import Answer
+from harness.conformance.answer import Answer, parting
 from harness.conformance.api import Api
 from harness.conformance.case import Case, Failed, Inconclusive
 from harness.conformance.features import Features, read_metrics
@@ -189,6 +189,11 @@ class Context:
         report = await self.judge.check(asks, answers, what=what, **options)
         self.saw(**report.evidence())
         return report
+
+    def part_at_a_tie(self, one: Answer, other: Answer) -> bool:
+        """Whether two greedy answers part where the best two tokens were too near each other to be told apart."""
+        scores = parting(one, other)
+        return scores is not None and (scores[0].gap or 0.0) <= self.limits.regret
 
     async def baselines(self, asks: Sequence[Ask]) -> list[Answer] | None:
         """Answers given alone, where the judge needs them; ask for them before the load."""

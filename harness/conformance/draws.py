@@ -102,7 +102,7 @@ def neutral(ctx: Context, **fields: Any) -> dict[str, Any]:
 
 async def draw(ctx: Context, prompt: Prompt, count: int, **fields: Any) -> Counter[str]:
     """``count`` sampled first tokens, each from a seed of its own."""
-    per_call = min(ctx.features.most_choices, ctx.features.max_num_seqs or ctx.features.most_choices)
+    per_call = ctx.features.most_choices
     gate = asyncio.Semaphore(AT_ONCE if per_call > 1 else 32)
     tokens: Counter[str] = Counter()
 

@@ -4,8 +4,8 @@ Greedy answers of sound engines differ where the best two tokens are nearly equa
 nats in fp32 (llama.cpp against transformers), 0.12 in bf16 (vLLM) and 0.3 with 4-bit weights.  ``regret`` is what a
 returned token may lie below the best one by the judge's count.  ``kl`` bounds the mean k3 estimate.  SGLang's own tests
 allow 0.0025 in bf16; the sentinel's logits are larger than those of a trained model: to round its exact ones to bf16 gives
-0.0032 to 0.0066 over the prompts of LGP-04 (eight seeds), and its bf16 model in transformers up to 0.0072.  ``jump`` bounds
-one token's log-probability (0.53 there).
+0.0032 to 0.0066 over the prompts of LGP-04 (tests/harness/conformance/test_limits.py).  ``jump`` bounds one token's
+log-probability.
 """
 
 from __future__ import annotations

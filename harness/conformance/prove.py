@@ -31,8 +31,8 @@ from harness.conformance.case import Case
 from harness.conformance.cases import all_cases
 from harness.conformance.context import Options
 from harness.conformance.digests import digest_of
-from harness.conformance.features import find_features
 from harness.conformance.matrix import Cell, FaultVerdict, KillMatrix, MatrixFile, Row, Settings, idle_musts
+from harness.conformance.questions import find_features
 from harness.conformance.runner import run_suite
 from harness.engines.errors import EngineError
 from harness.results.conformance import SuiteResult

@@ -18,7 +18,8 @@ import pytest
 
 from harness.conformance.case import Case
 from harness.conformance.context import Options
-from harness.conformance.features import Features, find_features
+from harness.conformance.features import Features
+from harness.conformance.questions import find_features
 from harness.conformance.runner import UnknownCaseError, run_suite, select
 from harness.engines.errors import EngineError
 from harness.results.conformance import CaseResult

@@ -19,9 +19,10 @@ from harness.conformance.api import Api, Log
 from harness.conformance.case import Case, Failed, Inconclusive, NonStrict, Outcome, Unsupported
 from harness.conformance.cases import all_cases
 from harness.conformance.context import Context, Options
-from harness.conformance.features import Features, find_features, served_model
+from harness.conformance.features import Features
 from harness.conformance.limits import limits_of_engine
 from harness.conformance.prompts import Prompts
+from harness.conformance.questions import find_features, served_model
 from harness.conformance.sentinel_asks import SentinelAsks, SentinelPrompts, is_sentinel
 from harness.results.conformance import CaseResult, Status, SuiteResult, Verdict, exit_code_of
 

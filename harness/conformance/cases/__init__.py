@@ -1,4 +1,4 @@
-"""The catalogue of cases, a family a file.  ``all_cases`` imports them all and returns them by id, in order."""
+"""The catalogue of cases, a family a file or a few.  ``all_cases`` imports them all and returns them by id, in order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from harness.conformance.case import FAMILIES, REGISTRY, Case
 
 MODULES = (
     "api",
+    "choices",
+    "forms",
     "ends",
     "streaming",
+    "arrival",
     "tokens",
     "sampling",
     "decoding",

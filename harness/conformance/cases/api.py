@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from harness.conformance.answer import Answer, Choice, parse_answer
-from harness.conformance.case import Failed, Inconclusive, NonStrict, Unsupported, case
+from harness.conformance.case import Failed, NonStrict, case
 from harness.conformance.context import Context
 from harness.conformance.prompts import Ask
-from harness.conformance.schemas import ARGUMENT_SCHEMAS, OUTPUT_SCHEMAS, shape_faults, validate_json
+from harness.conformance.schemas import shape_faults
 
 SPEC = "OpenAI OpenAPI 2026-08-21"
 
@@ -193,63 +192,6 @@ def check_usage(answer: Answer) -> None:
 
 
 @case(
-    "API-06",
-    "MUST",
-    "n choices are n independent continuations with the indices 0 to n-1",
-    source=f"{SPEC}: n (1..128)",
-    needs="completions sampling",
-    kills="F43 F30 F09",
-    oracle="structural; returned log-probabilities against a fresh scoring where there is one",
-    evidence="continuations long enough that equal ones cannot be chance",
-    structural=True,
-)
-async def several_choices(ctx: Context) -> None:
-    reply = await ctx.api.post("/v1/completions", {"prompt": "Hello", "max_tokens": 2, "n": 2})
-    if reply.status is not None and 400 <= reply.status < 500:
-        raise Unsupported(f"n = 2 is refused: {reply.words}")
-    n = ctx.features.most_choices if 1 < ctx.features.most_choices < 8 else 8
-    asks, parts = [], []
-    chance, equal = 1.0, 0
-    for number in range(ctx.size(8, 4)):
-        # A prompt that ends inside a block: its last block must be copied before the continuations write to it.
-        ask = Ask(ctx.prompts.uncertain(ctx.rng), 24, fields={"temperature": 1.0})
-        if number % 2:
-            ask = ctx.plain_ask(ctx.block + 3 + number, 24, temperature=1.0)
-        answer = await ctx.api.complete(ask.prompt, **ctx.fields(24, n=n, temperature=1.0))
-        indices = [choice.index for choice in answer.choices]
-        ctx.require(sorted(map(str, indices)) == [str(i) for i in range(n)], f"n={n} gave the indices {indices}")
-        if len({choice.text for choice in answer.choices}) == 1:
-            equal += 1
-            chance *= await chance_of(ctx, ask, answer.first) ** (n - 1)
-        for choice in answer.choices:
-            asks.append(ask)
-            parts.append(single(answer, choice))
-    ctx.saw(prompts_with_all_equal=equal, chance_of_that=chance)
-    if chance < 1e-6:
-        raise Failed(
-            f"all {n} continuations are equal for {equal} prompts; the chance of that is {chance:.1g}",
-            text=parts[-1].text,
-        )
-    if ctx.judge.scorer is not None and ctx.features.has("logprobs", "token_ids"):
-        await ctx.judged(asks, parts, what=f"the continuations of n={n}", least=0)
-    if equal == ctx.size(8, 4):
-        raise Inconclusive("every prompt has one near certain continuation, so equal choices prove nothing")
-
-
-async def chance_of(ctx: Context, ask: Ask, choice: Choice) -> float:
-    """Probability of a sampled continuation: by its own log-probabilities, else by how often it is sampled alone."""
-    if choice.scores:
-        return min(math.exp(sum(score.logprob or 0.0 for score in choice.scores)), 1.0)
-    alone = [(await ctx.api.complete(ask.prompt, **ctx.fields(24, temperature=1.0))).text for _ in range(8)]
-    return (alone.count(choice.text) + 1) / (len(alone) + 1)  # of nine that were seen
-
-
-def single(answer: Answer, choice: Choice) -> Answer:
-    """One choice as an answer of its own."""
-    return Answer(answer.exchange, [choice], {}, answer.document)
-
-
-@case(
     "API-07",
     "MUST",
     "a string, a list of one, its token ids and a list of them are the same prompt",
@@ -273,55 +215,6 @@ async def prompt_forms(ctx: Context) -> None:
     for ask in asks:
         ask.prompt = ids or []
     await ctx.judged(asks, list(answers.values()), baselines=[base] * len(answers), what="forms of one prompt", least=0)
-
-
-@case(
-    "API-08",
-    "MUST",
-    "a list of prompts is answered in its order",
-    source=f"{SPEC}: choices.index",
-    needs="batch",
-    kills="F56 F24",
-    oracle="known, else scored by the reference or the engine, else each prompt's own answer alone",
-    structural=True,
-)
-async def batched_prompts(ctx: Context) -> None:
-    asks = ctx.asks(16, (6, 3 * ctx.block), 10)
-    baselines = await ctx.baselines(asks)
-    await check_batch(ctx, [ask.prompt for ask in asks], asks, baselines, "a list of 16 prompts")
-
-
-@case(
-    "API-16",
-    "MUST",
-    "a list of prompts keeps its order with several choices each",
-    source=f"{SPEC}: choices.index; second killer of F56",
-    needs="batch n",
-    kills="F56 F43",
-    oracle="known, else scored, else each prompt's own answer alone",
-    structural=True,
-)
-async def batched_choices(ctx: Context) -> None:
-    asks = [ask for ask in ctx.asks(5, (4, 2 * ctx.block), 8) for _ in range(2)]
-    baselines = await ctx.baselines(asks)
-    await check_batch(ctx, [ask.prompt for ask in asks[::2]], asks, baselines, "5 prompts with n=2", **ctx.several(2))
-
-
-async def check_batch(
-    ctx: Context, prompts: list[Any], asks: list[Any], baselines: Any, what: str, **extra: Any
-) -> None:
-    """One call with all prompts; choice i must answer ask i."""
-    fields = ctx.fields(asks[0].max_tokens, **asks[0].fields, **extra)
-    answer = await ctx.api.complete(prompts, **fields)
-    indices = [choice.index for choice in answer.choices]
-    ctx.require(
-        sorted(map(str, indices), key=int) == [str(i) for i in range(len(asks))]
-        if all(isinstance(i, int) for i in indices)
-        else False,
-        f"{what} gave the indices {indices}",
-    )
-    ordered = sorted(answer.choices, key=lambda choice: int(choice.index))
-    await ctx.judged(asks, [single(answer, choice) for choice in ordered], baselines=baselines, what=what)
 
 
 @case(
@@ -457,145 +350,6 @@ async def defaults(ctx: Context) -> None:
     ctx.require(
         same or not ctx.features.has("seed"), "leaving out the sampling parameters does not equal their defaults"
     )
-
-
-@case(
-    "API-13",
-    "SHOULD",
-    "a forced tool call has valid arguments, streamed or not",
-    source="Kimi Vendor Verifier; OpenAPI tool_choice",
-    needs="tools",
-    kills="F50 F39",
-    oracle="JSON schema",
-)
-async def tool_calls(ctx: Context) -> None:
-    await check_tools(ctx, list(ARGUMENT_SCHEMAS.items())[: ctx.size(20, 8)], "Use the tool for item {}.")
-
-
-@case(
-    "API-17",
-    "SHOULD",
-    "forced tool calls issued side by side are all there",
-    source="vLLM blog 2025-10-28 (lost tool calls); second killer of F50",
-    needs="tools",
-    kills="F50",
-    oracle="JSON schema",
-)
-async def tool_calls_together(ctx: Context) -> None:
-    import asyncio
-
-    name, schema = next(iter(ARGUMENT_SCHEMAS.items()))
-    calls = [
-        one_tool(ctx, name, schema, f"Call the tool, order {number}.", stream=bool(number % 2)) for number in range(8)
-    ]
-    await asyncio.gather(*calls)
-
-
-async def check_tools(ctx: Context, schemas: list[tuple[str, Any]], text: str) -> None:
-    for number, (name, schema) in enumerate(schemas):
-        for stream in (False, True):
-            await one_tool(ctx, name, schema, text.format(number), stream=stream)
-
-
-async def one_tool(ctx: Context, name: str, schema: Any, text: str, *, stream: bool) -> None:
-    tool = {"type": "function", "function": {"name": name, "description": f"Does {name}.", "parameters": schema}}
-    choice = {"type": "function", "function": {"name": name}}
-    body: dict[str, Any] = {
-        "messages": [{"role": "user", "content": text}],
-        "tools": [tool],
-        "tool_choice": choice,
-        "max_tokens": 256,
-        "temperature": 0,
-    }
-    if stream:
-        streamed = await ctx.api.stream("/v1/chat/completions", body)
-        fault = streamed.fault()
-        ctx.require(fault is None, f"a streamed tool call failed: {fault}")
-        pieces = [
-            call
-            for _, delta in streamed.deltas()
-            if isinstance(delta.get("delta"), dict)
-            for call in delta["delta"].get("tool_calls") or []
-            if isinstance(call, dict)
-        ]
-        ctx.require(pieces, f"the streamed call of {name} is missing")
-        arguments: Any = "".join((piece.get("function") or {}).get("arguments") or "" for piece in pieces)
-        called = next((n for piece in pieces if (n := (piece.get("function") or {}).get("name"))), None)
-        finish = next((d.get("finish_reason") for _, d in streamed.deltas() if d.get("finish_reason")), None)
-    else:
-        answer = await ctx.api.chat(**body)
-        calls = (answer.first.raw.get("message") or {}).get("tool_calls")
-        function = (
-            calls[0].get("function") if isinstance(calls, list) and calls and isinstance(calls[0], dict) else None
-        )
-        ctx.require(isinstance(function, dict), f"the call of {name} is missing: {str(answer.first.raw)[:160]}")
-        called, arguments = (function or {}).get("name"), (function or {}).get("arguments")
-        finish = answer.first.finish
-    if finish == "length":
-        raise Inconclusive(f"the arguments of {name} did not end within 256 tokens")
-    ctx.require(called == name, f"the tool {called!r} was called where {name!r} was forced")
-    fault = validate_json(arguments, schema)
-    ctx.require(fault is None, f"arguments of {name} are not valid: {fault}", arguments=arguments)
-    ctx.require(finish in ("tool_calls", "stop"), f"finish_reason of a forced tool call is {finish!r}")
-
-
-@case(
-    "API-14",
-    "SHOULD",
-    "output held to a JSON schema is valid",
-    source=f"{SPEC}: response_format json_schema",
-    needs="json_schema",
-    kills="F51",
-    oracle="JSON schema",
-    evidence="answers that ended before the limit",
-)
-async def json_output(ctx: Context) -> None:
-    await check_output(ctx, OUTPUT_SCHEMAS[: ctx.size(50, 10)], stream=False)
-
-
-@case(
-    "API-18",
-    "SHOULD",
-    "streamed output held to a long JSON schema is valid to its end",
-    source=f"{SPEC}: response_format; second killer of F51",
-    needs="json_schema stream",
-    kills="F51 F39",
-    oracle="JSON schema",
-    evidence="answers that ended before the limit",
-)
-async def json_streamed(ctx: Context) -> None:
-    await check_output(ctx, OUTPUT_SCHEMAS[-ctx.size(8, 4) :], stream=True)
-
-
-ENDLESS = 8  # answers none of which ends
-
-
-async def check_output(ctx: Context, schemas: list[Any], *, stream: bool) -> None:
-    asked = ended = 0
-    for schema in schemas:
-        if not ended and asked == ENDLESS:
-            break  # a model that goes on writing within the form would do so in all of them
-        asked += 1
-        form = {"type": "json_schema", "json_schema": {"name": f"form{asked}", "schema": schema, "strict": True}}
-        body: dict[str, Any] = {
-            "messages": [{"role": "user", "content": f"Fill in form {asked} with any values."}],
-            "response_format": form,
-            "max_tokens": min(384, ctx.context // 2),
-            "temperature": 0,
-        }
-        if stream:
-            answer = (await ctx.api.stream("/v1/chat/completions", body)).answer()
-        else:
-            answer = await ctx.api.chat(**body)
-        if answer.first.finish == "length":
-            # Unfinished JSON is not invalid; text that cannot begin any JSON is.
-            ctx.require(answer.text.lstrip()[:1] in ("{", ""), f"output for a schema begins {answer.text[:40]!r}")
-            continue
-        fault = validate_json(answer.text, schema)
-        ctx.require(fault is None, f"output does not match its schema: {fault}", text=answer.text, schema=schema)
-        ended += 1
-    ctx.saw(ended=ended, asked=asked)
-    ctx.need_evidence(ended * 2 >= asked, f"only {ended} of {asked} answers ended before the limit")
 
 
 @case(

@@ -6,6 +6,7 @@ import asyncio
 
 from harness.conformance.case import Failed, Inconclusive, Unsupported, case
 from harness.conformance.context import Context
+from harness.conformance.features import whole
 from harness.conformance.hooks import attention_errors, poison_free, shuffle_free
 from harness.conformance.prompts import Ask
 
@@ -235,8 +236,6 @@ async def window_edges(ctx: Context) -> None:
     evidence="prompts longer than a step's token budget, or prefilled beside others",
 )
 async def chunked_prefill(ctx: Context) -> None:
-    from harness.conformance.features import whole
-
     budget = whole(ctx.features.info.settings.get("max_num_batched_tokens")) or 0
     longest = ctx.context - 40
     base = budget if 0 < budget <= longest // 2 else min(512, longest // 2)

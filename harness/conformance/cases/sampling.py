@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-from harness.conformance.answer import Answer
+from harness.conformance.answer import Answer, parting
 from harness.conformance.case import Failed, case
 from harness.conformance.context import Context
 from harness.conformance.draws import OpenPrompt, draw, drawn_as, neutral, open_prompts
@@ -257,14 +257,10 @@ async def seeds(ctx: Context) -> None:
     ctx.saw(compared=len(pairs))
     ctx.require(same >= len(pairs) - 1, f"the same seed gave the same output for {same} of {len(pairs)} prompts")
     ctx.need_evidence(len(pairs) >= 4, f"{len(asks) - len(pairs)} of {len(asks)} answers part at equally likely tokens")
-    others = [await answers(seed, 1) for seed in (42, 43, 44)]
-    ctx.require(any(map(differ, others, [first] * 3)), "four different seeds gave the same outputs")
+    texts = {tuple(answer.text for answer in await answers(seed, 1)) for seed in (42, 43, 44)}
+    ctx.require(texts != {tuple(answer.text for answer in first)}, "four different seeds gave the same outputs")
     crowd = await answers(41, 16)
     ctx.saw(equal_in_a_crowd=sum(a.text == b.text for a, b in zip(first, crowd, strict=True)), of=len(asks))
-
-
-def differ(some: list[Answer], others: list[Answer]) -> bool:
-    return [answer.text for answer in some] != [answer.text for answer in others]
 
 
 def equals_explain(ctx: Context, one: Answer, other: Answer) -> bool:
@@ -272,10 +268,10 @@ def equals_explain(ctx: Context, one: Answer, other: Answer) -> bool:
 
     One draw finds either of them, by their order among each other: numeric noise decides it where an engine sorts.
     """
-    for a, b in zip(one.first.scores or [], other.first.scores or [], strict=False):
-        if a.token != b.token:
-            return a.logprob is not None and b.logprob is not None and abs(a.logprob - b.logprob) <= ctx.limits.drift
-    return False
+    parted = parting(one, other)
+    if parted is None or parted[0].logprob is None or parted[1].logprob is None:
+        return False
+    return abs(parted[0].logprob - parted[1].logprob) <= ctx.limits.drift
 
 
 @case(

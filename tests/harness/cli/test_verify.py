@@ -34,6 +34,7 @@ def suite(out: Path) -> Any:
     return found
 
 
+@pytest.mark.long
 def test_a_sound_engine_is_verified_by_both_rungs_and_the_report_says_so(tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run(out, SOUND, "--verify", "--verify-answers", "6", "--reference-model", "smollm2")
@@ -53,6 +54,7 @@ def test_a_sound_engine_is_verified_by_both_rungs_and_the_report_says_so(tmp_pat
     assert all(json.loads(row["body"])["stream"] and row["text"] for row in kept)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_engine_that_breaks_under_load_fails_whatever_its_speed(tmp_path: Path, workers: str) -> None:
     out = tmp_path / "run"

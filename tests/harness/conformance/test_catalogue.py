@@ -46,7 +46,7 @@ def test_ids_and_families_choose_cases() -> None:
 
 def test_every_need_of_a_case_can_be_found_out() -> None:
     named = {part for case in CASES.values() for need in case.needs for part in need.split("|")}
-    source = Path("harness/conformance/features.py").read_text() + Path("harness/conformance/runner.py").read_text()
+    source = "".join(Path(f"harness/conformance/{name}.py").read_text() for name in ("features", "questions", "runner"))
     for need in named:
         if not need.startswith("metric:"):
             assert source.count(f'"{need}"') >= 2, f"nothing ever grants {need}"

@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
 
-def run_group(folder: str, environment: dict[str, str], slow: bool, cache: Path) -> str:
-    """Run ``folder`` under pytest; its report if it passed, else fail with its end."""
+def run_group(where: str, environment: dict[str, str], slow: bool, cache: Path) -> str:
+    """Run the tests at ``where`` under pytest; their report if they passed, else fail with its end."""
     done = subprocess.run(
         [
             sys.executable,
@@ -30,7 +30,7 @@ def run_group(folder: str, environment: dict[str, str], slow: bool, cache: Path)
             "-p",
             "no:cacheprovider",
             *(["--slow"] if slow else []),
-            str(HERE / folder),
+            str(HERE / where),
         ],
         cwd=ROOT,
         env={**os.environ, "TRITON_CACHE_DIR": str(cache), **environment},
@@ -38,17 +38,20 @@ def run_group(folder: str, environment: dict[str, str], slow: bool, cache: Path)
         text=True,
     )
     if done.returncode != 0:
-        pytest.fail(f"the {folder} kernel group failed:\n{done.stdout[-6000:]}\n{done.stderr[-2000:]}", pytrace=False)
+        pytest.fail(f"the kernel group {where} failed:\n{done.stdout[-6000:]}\n{done.stderr[-2000:]}", pytrace=False)
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_interpreted_group(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("file", sorted(path.name for path in (HERE / "interpreted").glob("test_*.py")))
+def test_interpreted_group(file: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Every kernel against float64, memory and races watched, faults caught."""
-    report = run_group("interpreted", {"TRITON_INTERPRET": "1"}, request.config.getoption("--slow"), tmp_path)
+    report = run_group(f"interpreted/{file}", {"TRITON_INTERPRET": "1"}, request.config.getoption("--slow"), tmp_path)
     assert "passed" in report
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_compiled_group(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Every production configuration compiled for every claimed part, inside its limits."""
