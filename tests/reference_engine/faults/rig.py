@@ -155,11 +155,16 @@ def _plain(text: str) -> str:
     return _VARIABLE.sub("", text)
 
 
-async def with_client(
-    subject: Serving, injection: Injection, use: Callable[[Client], Any], *, before: Callable[[], None] = lambda: None
-) -> Any:
+async def with_client(subject: Serving, injection: Injection, use: Callable[[Client], Any]) -> Any:
     """Serve ``subject`` broken by ``injection`` for as long as ``use`` takes."""
-    injection.into(subject)
+    try:
+        injection.into(subject)
+        return await served(subject, injection, use)
+    finally:
+        injection.remove()
+
+
+async def served(subject: Serving, injection: Injection, use: Callable[[Client], Any]) -> Any:
     loop = EngineLoop(subject.engine, EngineThread())
     app = create_app(
         subject.model,
@@ -182,7 +187,6 @@ async def with_client(
     finally:
         await runner.cleanup()
         loop.stop()
-        injection.remove()
 
 
 def prompts(real: bool) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -93,14 +95,18 @@ def test_without_faults_nothing_changes(scene: str, real: bool) -> None:
     assert {key for key in again if again[key] != clean(scene, real)[key]} == set()
 
 
-def engine_with(*faults: str, num_blocks: int = 200, **settings: int) -> tuple[Engine, Injection]:
-    """An engine on the hash model, without a server."""
+@contextmanager
+def engine_with(*faults: str, num_blocks: int = 200, **settings: int) -> Iterator[tuple[Engine, Injection]]:
+    """An engine on the hash model, without a server.  What the faults replaced is put back, however it ends."""
     engine, _ = hash_model.make_engine(num_blocks=num_blocks, block_size=8, audit_every=0, **settings)
     tokenizer = hash_model.ByteTokenizer()
     model = ServedModel("m", tokenizer, 400, "fp", {}, {})
     injection = Injection.parse(faults)
-    injection.into(Serving(engine, model, TokenTable(tokenizer)))
-    return engine, injection
+    try:
+        injection.into(Serving(engine, model, TokenTable(tokenizer)))
+        yield engine, injection
+    finally:
+        injection.remove()
 
 
 def request(name: str, length: int, max_tokens: int) -> Request:
@@ -109,13 +115,12 @@ def request(name: str, length: int, max_tokens: int) -> Request:
 
 
 def finished_in_order(*faults: str) -> list[str]:
-    engine, injection = engine_with(*faults, max_num_seqs=1)
-    for name in ("first", "second", "third"):
-        engine.add(request(name, 20, 5))
     order = []
-    while engine.has_work:
-        order += [output.request_id for output in engine.step() if output.finish_reason is not None]
-    injection.remove()
+    with engine_with(*faults, max_num_seqs=1) as (engine, _):
+        for name in ("first", "second", "third"):
+            engine.add(request(name, 20, 5))
+        while engine.has_work:
+            order += [output.request_id for output in engine.step() if output.finish_reason is not None]
     return order
 
 
@@ -126,18 +131,15 @@ def test_the_newest_goes_first_under_f53() -> None:
 
 def decodes_beside_a_long_prompt(*faults: str) -> int:
     """Tokens that a running request gets while 300 tokens of another one's prompt are computed."""
-    engine, injection = engine_with(*faults, max_num_batched_tokens=64, max_model_len=512)
-    engine.add(request("short", 10, 100))
-    for _ in range(3):
-        engine.step()
-    engine.add(request("long", 300, 3))
-    count = 0
-    while True:
-        outputs = [output.request_id for output in engine.step()]
-        if "long" in outputs:
-            injection.remove()
-            return count
-        count += outputs.count("short")
+    with engine_with(*faults, max_num_batched_tokens=64, max_model_len=512) as (engine, _):
+        engine.add(request("short", 10, 100))
+        for _ in range(3):
+            engine.step()
+        engine.add(request("long", 300, 3))
+        count = 0
+        while "long" not in (outputs := [output.request_id for output in engine.step()]):
+            count += outputs.count("short")
+        return count
 
 
 def test_decodes_stall_under_f58() -> None:
@@ -147,15 +149,13 @@ def test_decodes_stall_under_f58() -> None:
 
 def ended(*faults: str, length: int, max_tokens: int, count: int = 1) -> tuple[int, int]:
     """Of ``count`` requests on a pool of 160 slots: how many end; and the strikes."""
-    engine, injection = engine_with(*faults, num_blocks=20, max_model_len=160)
-    for number in range(count):
-        engine.add(request(f"{number} of {count}", length, max_tokens))
     done = 0
-    while engine.has_work:
-        done += sum(output.finish_reason is not None for output in engine.step())
-    fired = sum(lab.fired for lab in injection.labs)
-    injection.remove()
-    return done, fired
+    with engine_with(*faults, num_blocks=20, max_model_len=160) as (engine, injection):
+        for number in range(count):
+            engine.add(request(f"{number} of {count}", length, max_tokens))
+        while engine.has_work:
+            done += sum(output.finish_reason is not None for output in engine.step())
+    return done, sum(lab.fired for lab in injection.labs)
 
 
 def test_a_request_of_the_whole_pool_cannot_end_under_e7() -> None:

@@ -17,6 +17,7 @@ from reference_engine.config import ConfigError, ModelConfig
 from reference_engine.faults.lab import Injection
 from reference_engine.faults.registry import catalogue, choose
 from reference_engine.faults.ways import WAYS
+from reference_engine.kv.ledger import LedgerSnapshot
 from reference_engine.runner import num_blocks_for
 from reference_engine.sentinel.circuit import MODEL_CONFIG
 from reference_engine.server.options import ServerOptions
@@ -98,6 +99,7 @@ def test_removing_a_fault_leaves_nothing_behind(name: str) -> None:
         subject.engine._runner.backend,
         subject.engine._sampler,
         ModelConfig,
+        LedgerSnapshot,
     )
     before = [dict(vars(one)) for one in objects]
     injection.before_build()
