@@ -53,6 +53,13 @@ def binomial_high(successes: int, trials: int, probability: float) -> float:
     return float(binom.sf(successes - 1, trials, probability))
 
 
+def fisher_high(first: int, second: int, trials: int) -> float:
+    """One-sided p-value of Fisher's exact test that ``first`` of ``trials`` is more than ``second`` of as many."""
+    from scipy.stats import hypergeom
+
+    return float(hypergeom.sf(first - 1, 2 * trials, first + second, trials))
+
+
 def k3(before: Sequence[float], after: Sequence[float]) -> float:
     """Mean of the k3 estimator of KL, exp(r) - 1 - r with r = after - before (Schulman; SGLang's KL tests)."""
     total = 0.0

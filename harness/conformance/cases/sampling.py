@@ -12,7 +12,7 @@ from harness.conformance.case import Failed, case
 from harness.conformance.context import Context
 from harness.conformance.draws import OpenPrompt, draw, drawn_as, neutral, open_prompts
 from harness.conformance.prompts import Ask
-from harness.conformance.stats import ALPHA, binomial_low, g_test
+from harness.conformance.stats import ALPHA, binomial_low, fisher_high, g_test
 
 SPEC = "OpenAI OpenAPI 2026-08-21"
 STRONG_G = 60  # twice what rejects at alpha 1e-4 with seven degrees of freedom (29.9)
@@ -281,20 +281,13 @@ def equals_explain(ctx: Context, one: Answer, other: Answer) -> bool:
     source="own",
     needs="completions",
     kills="F30 F43",
-    oracle="G-test of the first tokens, else distinct texts; a second sample confirms",
+    oracle="G-test of the first tokens, a second sample confirms; else Fisher's test of the texts against those at 0",
     evidence="prompts whose next token is open",
 )
 async def collisions(ctx: Context) -> None:
     if not ctx.features.has("logprobs"):
-        different = []
-        for _ in range(4):  # of one prompt the answer may be nearly certain
-            answers = await ctx.together([Ask(ctx.prompts.uncertain(ctx.rng), 24, fields={"temperature": 1.5})] * 24)
-            different.append(len({answer.text for answer in answers}))
-        ctx.saw(different=different, of=24)
-        ctx.require(
-            max(different) > 1,
-            f"24 answers at temperature 1.5 are all the same, for each of four prompts: {answers[0].text[:80]!r}",
-        )
+        for seeded in (True, False) if ctx.features.has("seed") else (False,):
+            await livelier(ctx, seeded=seeded)
         return
     for prompt in await open_prompts(ctx, 2, high=0.7):
         for seeded in (True, False):
@@ -315,6 +308,35 @@ async def collisions(ctx: Context) -> None:
                         f"G {statistic:.1f}, p {p:.1g}",
                         drawn=dict(counts.most_common(5)),
                     )
+
+
+async def livelier(ctx: Context, *, seeded: bool) -> None:
+    """Answers at temperature 1.5 differ more than those at 0, which batching alone can make differ.
+
+    Prompt by prompt, since the answer of one may be nearly certain at any temperature.
+    """
+    each = ctx.size(24, 12)
+    stray = {0.0: 0, 1.5: 0}
+    for number in range(1, 7):
+        prompt = ctx.prompts.uncertain(ctx.rng)
+        for temperature in stray:
+            asks = [
+                Ask(prompt, 24, fields={"temperature": temperature, **({"seed": seed} if seeded else {})})
+                for seed in range(each)
+            ]
+            texts = Counter(answer.text for answer in await ctx.together(asks))
+            stray[temperature] += each - texts.most_common(1)[0][1]
+        p = fisher_high(stray[1.5], stray[0.0], number * each)
+        ctx.saw(
+            seeded=seeded, prompts=number, answers_each=number * each, unlike_at_0=stray[0.0], unlike_at_15=stray[1.5]
+        )
+        if p < ALPHA:
+            return
+    raise Failed(
+        f"temperature 1.5 does not make {'seeded' if seeded else 'unseeded'} answers differ more than 0 does: of "
+        f"{number * each} to {number} prompts {stray[1.5]} were unlike the most common one, {stray[0.0]} at 0, p {p:.2g}",
+        most_common=texts.most_common(1)[0][0][:80],
+    )
 
 
 @case(

@@ -29,7 +29,7 @@ ANONYMOUS = {"object": "list", "data": [{"id": "sentinel", "object": "model", "c
 class Gateway:
     """``paths``: the only ones that there are.  ``at_once``: more calls get 429.  ``slice_bytes``: size of what is sent on.
 
-    ``breaks``: no generating call succeeds, which is a finding.
+    Findings: ``breaks``: no generating call succeeds.  ``temperatures``: what calls get instead of what they ask for, in turn.
     """
 
     paths: tuple[str, ...] = ("/",)
@@ -39,9 +39,11 @@ class Gateway:
     at_once: int = 10**6
     dressed: bool = False
     breaks: bool = False
+    temperatures: tuple[float, ...] = ()
     slice_bytes: int | None = None
     running: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)
+    changed: int = field(default=0, init=False)
 
     def refusal(self, path: str, body: Any) -> web.Response | None:
         if not path.startswith(self.paths):
@@ -59,6 +61,14 @@ class Gateway:
             self.refused += 1
             return error(429, "rate limit reached")
         return None
+
+    def forwarded(self, data: bytes) -> bytes:
+        body = parsed(data)
+        if not self.temperatures or not isinstance(body, dict) or "max_tokens" not in body:
+            return data
+        self.changed += 1
+        body["temperature"] = self.temperatures[self.changed % len(self.temperatures)]
+        return json.dumps(body).encode()
 
     def document(self, path: str, data: bytes) -> bytes:
         if self.anonymous and path == "/v1/models":
@@ -103,7 +113,7 @@ async def before(upstream: str, gateway: Gateway) -> AsyncIterator[str]:
                 return refused
             gateway.running += 1
             try:
-                return await passed_on(request, sent, session, upstream, gateway)
+                return await passed_on(request, gateway.forwarded(sent), session, upstream, gateway)
             finally:
                 gateway.running -= 1
 

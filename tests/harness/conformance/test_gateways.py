@@ -22,23 +22,25 @@ SETTINGS = {
     "max_num_batched_tokens": 128,
     "threads": 1,
 }
+WITHHELD = frozenset({"logprobs", "top_logprobs", "prompt_logprobs", "n"})
 GATEWAYS = {
     "chat only": lambda: Gateway(paths=("/v1/chat/completions", "/v1/models")),
     "chat only, anonymous": lambda: Gateway(paths=("/v1/chat/completions", "/v1/models"), anonymous=True),
     "completions only": lambda: Gateway(paths=("/v1/completions", "/v1/models"), anonymous=True),
     "standard fields only": lambda: Gateway(paths=("/v1/",), anonymous=True, standard_fields=True),
-    "no log-probabilities, no n": lambda: Gateway(
-        paths=("/v1/",), anonymous=True, without=frozenset({"logprobs", "top_logprobs", "prompt_logprobs", "n"})
-    ),
+    "no log-probabilities, no n": lambda: Gateway(paths=("/v1/",), anonymous=True, without=WITHHELD),
     "three calls at once": lambda: Gateway(at_once=3),
     "dressed": lambda: Gateway(dressed=True, slice_bytes=7),
 }
 
 
 async def findings(
-    logs: Path, gateway: Gateway, options: Options, cases: list[str] | None = None
+    logs: Path, gateway: Gateway, options: Options, cases: list[str] | None = None, **settings: str
 ) -> tuple[SuiteResult, list[str]]:
-    async with launched(find("reference"), SETTINGS, logs) as engine, before(engine.url, gateway) as url:
+    async with (
+        launched(find("reference"), {**SETTINGS, **settings}, logs) as engine,
+        before(engine.url, gateway) as url,
+    ):
         result = await run_suite(url, cases, options)
     wrong = [f"{one.id} {one.verdict}: {one.reason}" for one in result.results if one.verdict in ("FAIL", "ERROR")]
     return result, wrong
@@ -79,6 +81,32 @@ async def test_no_order_is_judged_where_calls_were_sent_away(tmp_path: Path) -> 
     result, _ = await findings(tmp_path, gateway, Options(), ["PRE-08"])
     assert result.results[0].verdict == "INCONCLUSIVE"
     assert f"{gateway.refused} times" in result.results[0].reason
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "verdict"),
+    [
+        ((), "PASS"),
+        ((0.0,), "FAIL"),
+        # The noise of batches: now and then an answer differs that should be greedy.
+        ((0.0,) * 11 + (1.5,), "FAIL"),
+        ((1.5,) * 11 + (0.0,), "FAIL"),
+    ],
+    ids=["kept", "ignored", "ignored, with noise", "always high"],
+)
+async def test_an_ignored_temperature_is_seen_without_logprobs(
+    tmp_path: Path, temperatures: tuple[float, ...], verdict: str
+) -> None:
+    gateway = Gateway(paths=("/v1/",), anonymous=True, without=WITHHELD, temperatures=temperatures)
+    result, _ = await findings(tmp_path, gateway, Options(effort=0.5), ["SMP-08"])
+    assert result.results[0].verdict == verdict, result.results[0].reason
+
+
+async def test_one_seed_for_all_is_seen_without_logprobs(tmp_path: Path) -> None:
+    gateway = Gateway(paths=("/v1/",), anonymous=True, without=WITHHELD)
+    result, wrong = await findings(tmp_path, gateway, Options(effort=0.5), ["SMP-08"], inject_fault="F30:how=shared")
+    assert len(wrong) == 1
+    assert result.results[0].reason.startswith("temperature 1.5 does not make")
 
 
 @pytest.mark.slow
