@@ -1,11 +1,13 @@
 """Full passes of the conformance suite on real engines, each from another seed, kept beside each other.
 
     python tests/external/conformance_passes.py vllm-fp32 --passes 10
-    python tests/external/conformance_passes.py --page            # write the pages again from what is kept
+    python tests/external/conformance_passes.py vllm-fp32 --stale    # in each kept pass the cases that changed since
+    python tests/external/conformance_passes.py --page               # write the pages again from what is kept
 
 Each pass starts the engine anew, on the sentinel, and is judged by a naive fp32 engine with the same weights.  It is added
 to ``docs/results/conformance/ENGINE.json``; ``docs/results/conformance-ENGINE.md`` is written from that.  A pass takes
-five to ten minutes.  ``remarks`` of the JSON are written by hand, kept, and shown: what a finding is, and why.
+three to thirteen minutes.  Each finding is kept with the version of its case, and the page names what is older than the
+cases are now.  ``remarks`` of the JSON are written by hand, kept, and shown: what a finding is, and why.
 
 Needs the environments under ``PAGEDBENCH_EXT`` (docs/engines.md).
 """
@@ -14,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import json
 import os
 import platform
@@ -22,11 +23,13 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.conformance.case import Case
 from harness.conformance.cases import all_cases
-from harness.conformance.digests import LENGTH, digest_of
+from harness.conformance.digests import digest_of
 from harness.results.conformance import VERDICTS, SuiteResult
 
 ROOT = Path(__file__).parents[2]
@@ -78,44 +81,66 @@ SUBJECTS = {
 }
 
 
-def run_pass(name: str, seed: int, work: Path) -> dict[str, Any]:
-    """One pass; what is kept of it.  Raises RuntimeError if the suite did not run to its end."""
+def run_suite(name: str, seed: int, cases: Sequence[str] = ()) -> SuiteResult:
+    """``cases``, or the whole suite, on a fresh engine.  Raises RuntimeError if it did not run to its end."""
     subject = SUBJECTS[name]
-    settings = {key: str(value).replace("{work}", str(work)) for key, value in subject.settings.items()}
-    where = f"recipe:{subject.recipe}," + ",".join(f"{key}={value}" for key, value in settings.items())
-    command = [
-        sys.executable, "-m", "harness.cli", "conform", "--engine", f"{name}={where}", "--reference-model", "sentinel",
-        "--seed", str(seed), "--out", str(work), *subject.options,
-    ]  # fmt: skip
-    # One thread each for engine and judge: beside each other on few cores more of them wait for one another.
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    file = work / f"conformance-{name}.json"
-    if done.returncode not in (0, 1, 2) or not file.exists():
-        raise RuntimeError(f"the pass ended with {done.returncode}: {done.stderr[-500:]}")
-    result = SuiteResult.model_validate_json(file.read_text())
+    with tempfile.TemporaryDirectory() as work:
+        if subject.recipe == "xllamacpp":
+            export = [sys.executable, "-m", "reference_engine.sentinel.export", "--out", work]
+            subprocess.run(export, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        settings = {key: str(value).replace("{work}", work) for key, value in subject.settings.items()}
+        where = f"recipe:{subject.recipe}," + ",".join(f"{key}={value}" for key, value in settings.items())
+        command = [
+            sys.executable, "-m", "harness.cli", "conform", "--engine", f"{name}={where}", "--reference-model", "sentinel",
+            "--seed", str(seed), "--out", work, *subject.options, *(["--cases", ",".join(cases)] if cases else []),
+        ]  # fmt: skip
+        # One thread each for engine and judge: beside each other on few cores more of them wait for one another.
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=ROOT, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        file = Path(work) / f"conformance-{name}.json"
+        if done.returncode not in (0, 1, 2) or not file.exists():
+            raise RuntimeError(f"the pass ended with {done.returncode}: {done.stderr[-500:]}")
+        return SuiteResult.model_validate_json(file.read_text())
+
+
+def run_pass(name: str, seed: int) -> dict[str, Any]:
+    """One pass; what is kept of it."""
+    result = run_suite(name, seed)
     kept = {
         "seed": seed,
-        "suite": suite_digest(),
         "date": datetime.date.today().isoformat(),
         "seconds": round(result.seconds),
-        "exit_code": result.exit_code,
-        "status": result.status,
         "engine_version": result.engine.version,
         "machine": f"{os.cpu_count()} cores of {cpu_name()}",
-        "verdicts": {one.id: one.verdict for one in result.results},
-        "reasons": {one.id: one.reason[:300] for one in result.results if one.verdict != "PASS"},
+        "verdicts": {},
+        "reasons": {},
+        "versions": {},
     }
-    file.unlink()
+    keep(kept, result)
     return kept
 
 
-def suite_digest() -> str:
-    """Of the source of all cases: passes with different ones were different suites."""
-    found = hashlib.sha256("".join(digest_of(case) for case in all_cases().values()).encode())
-    return found.hexdigest()[:LENGTH]
+def keep(one: dict[str, Any], result: SuiteResult) -> None:
+    """The findings of ``result`` in the place of those that the pass ``one`` had for the same cases."""
+    cases = all_cases()
+    for found in result.results:
+        one["verdicts"][found.id] = found.verdict
+        one["versions"][found.id] = digest_of(cases[found.id])
+        one["reasons"].pop(found.id, None)
+        if found.verdict != "PASS":
+            one["reasons"][found.id] = found.reason[:300]
+
+
+def stale(one: dict[str, Any]) -> list[str]:
+    """Cases that are not what they were in the pass ``one``, or that it did not have."""
+    return [name for name, case in suite().items() if one["versions"].get(name) != digest_of(case)]
+
+
+def suite() -> dict[str, Case]:
+    """The cases of a full pass: all but soaks."""
+    return {name: case for name, case in all_cases().items() if not case.soak}
 
 
 def cpu_name() -> str:
@@ -169,12 +194,14 @@ def page(name: str, document: dict[str, Any]) -> str:
 
 
 def versions(passes: list[dict[str, Any]]) -> str:
-    """How many passes each version of the cases had, if there was more than one."""
-    counts = Counter(one["suite"] for one in passes)
-    if len(counts) == 1:
-        return ""
-    return (
-        " Cases changed between passes: " + ", ".join(f"{count} with {suite}" for suite, count in counts.items()) + "."
+    """Which cases were run again apart from the passes, and which changed and were not."""
+    again = sorted({name for one in passes for name in one.get("again", ())})
+    said = f" Run again on fresh engines after they changed: {', '.join(again)}." if again else ""
+    behind = Counter(name for one in passes for name in stale(one))
+    return said + (
+        f" Older than the case is now: {', '.join(f'{name} in {count}' for name, count in sorted(behind.items()))}."
+        if behind
+        else ""
     )
 
 
@@ -204,6 +231,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engines", nargs="*", choices=[[], *SUBJECTS], metavar="ENGINE", help=", ".join(SUBJECTS))
     parser.add_argument("--passes", type=int, default=1, metavar="N", help="passes to add to each [default: 1]")
+    parser.add_argument(
+        "--stale", action="store_true", help="add none; run what changed since again, for each that is kept"
+    )
     parser.add_argument("--page", action="store_true", help="only write the pages of what is kept")
     arguments = parser.parse_args()
     folder = RESULTS / "conformance"
@@ -212,18 +242,25 @@ def main() -> int:
     for name in names:
         file = folder / f"{name}.json"
         document: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"remarks": {}, "passes": []}
-        for _ in range(0 if arguments.page else arguments.passes):
-            with tempfile.TemporaryDirectory() as work:
-                if SUBJECTS[name].recipe == "xllamacpp":
-                    export = [sys.executable, "-m", "reference_engine.sentinel.export", "--out", work]
-                    subprocess.run(export, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-                seed = max((one["seed"] for one in document["passes"]), default=0) + 1
-                one = run_pass(name, seed, Path(work))
+        for one in document["passes"] if arguments.stale else ():
+            if cases := stale(one):
+                keep(one, run_suite(name, one["seed"], cases))
+                one["again"] = sorted({*one.get("again", ()), *cases})
+                save(name, document)
+                print(name, "seed", one["seed"], {case: one["verdicts"][case] for case in cases}, flush=True)
+        for _ in range(0 if arguments.page or arguments.stale else arguments.passes):
+            seed = max((one["seed"] for one in document["passes"]), default=0) + 1
+            one = run_pass(name, seed)
             document["passes"].append(one)
-            file.write_text(json.dumps(document, indent=1) + "\n")
+            save(name, document)
             print(name, "seed", seed, one["seconds"], "s", dict(Counter(one["verdicts"].values())), flush=True)
-        (RESULTS / f"conformance-{name}.md").write_text(page(name, document))
+        save(name, document)
     return 0
+
+
+def save(name: str, document: dict[str, Any]) -> None:
+    (RESULTS / "conformance" / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (RESULTS / f"conformance-{name}.md").write_text(page(name, document))
 
 
 if __name__ == "__main__":

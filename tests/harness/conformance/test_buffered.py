@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import time
 
 import pytest
 from aiohttp import web
@@ -15,39 +17,42 @@ from harness.conformance.runner import run_suite
 from harness.engines.capabilities import Capabilities
 from harness.results.schema import EngineInfo
 
-PIECES = 40
-
 
 class Streams:
-    """Sends an answer piece by piece, but the first ``buffered`` at once when they are whole."""
+    """Sends an answer piece by piece, but in the first ``calls`` nothing before ``held_s`` or the answer's end."""
 
-    def __init__(self, buffered: int) -> None:
-        self.buffered, self.calls = buffered, 0
+    def __init__(self, calls: float, held_s: float) -> None:
+        self.held_calls, self.held_s, self.calls = calls, held_s, 0
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.calls += 1
-        holds = self.calls <= self.buffered
+        start = time.monotonic() + (self.held_s if self.calls <= self.held_calls else 0)
+        tokens = (await request.json())["max_tokens"]
         out = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await out.prepare(request)
         held = b""
         document = answer(request, {}) | {"usage": None}
-        for number in range(PIECES):
-            finish = "length" if number == PIECES - 1 else None
+        for number in range(tokens):
+            finish = "length" if number == tokens - 1 else None
             choice = {"index": 0, "delta": {"content": f" {number}"}, "finish_reason": finish}
             held += b"data: " + json.dumps({**document, "choices": [choice]}).encode() + b"\n\n"
             await asyncio.sleep(0.003)
-            if not holds:
+            if time.monotonic() >= start:
                 await out.write(held)
                 held = b""
         await out.write(held + b"data: [DONE]\n\n")
         return out
 
 
-@pytest.mark.parametrize(("buffered", "verdict"), [(0, "PASS"), (2, "PASS"), (10**9, "FAIL")])
-async def test_one_look_is_not_enough(buffered: int, verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("calls", "held_s", "verdict"),
+    [(0, 0.0, "PASS"), (2, math.inf, "PASS"), (math.inf, 0.6, "PASS"), (math.inf, math.inf, "FAIL")],
+    ids=["streams", "is buffered twice", "pauses each time", "is buffered"],
+)
+async def test_one_look_is_not_enough(calls: float, held_s: float, verdict: str) -> None:
     known = Features(EngineInfo(name="m", url="http://127.0.0.1"), Capabilities(), {"chat", "stream"})
-    server = Streams(buffered)
+    server = Streams(calls, held_s)
     async with serving(server.handle) as url:
         result = await run_suite(url, ["STR-12"], Options(known_features=known))
     assert result.results[0].verdict == verdict, result.results[0].reason
-    assert server.calls >= min(buffered + 2, 10)
+    assert server.calls >= min(calls + 2, 10 if held_s == math.inf else 4)
