@@ -15,12 +15,13 @@ MAX_BODY = 4 << 20  # bytes; an answer that is longer is cut and counts as no JS
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back.  ``status`` is None when no HTTP answer came; ``error`` then says why."""
+    """What came back.  ``status`` is None when no HTTP answer came; ``error`` then says why, ``late`` that time ran out."""
 
     status: int | None
     text: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
+    late: bool = False
 
     @property
     def ok(self) -> bool:
@@ -85,7 +86,7 @@ class Asker:
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 return Reply(response.status, data.decode("utf-8", "replace"), headers)
         except TimeoutError:
-            return Reply(None, error=f"no answer within {timeout_s:g} s")
+            return Reply(None, error=f"no answer within {timeout_s:g} s", late=True)
         except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
             return Reply(None, error=str(error) or type(error).__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -30,6 +30,7 @@ IDENTITY_PATHS = (
     "/openapi.json",
 )
 OWNERS = {"vllm": "vllm", "llamacpp": "llama.cpp", "sglang": "sglang", "pagedbench": "pagedbench"}
+FIRST_S, SECOND_S = 5.0, 20.0  # limits of a question, and of a second asking of those that went unanswered
 SETTING_METRICS = ("kv_block_size", "kv_slots_reserved", "kv_pool_bytes")
 
 
@@ -60,9 +61,7 @@ async def probe(
     Raises UnreachableError when nothing speaks HTTP there; whatever a server answers, nothing else is raised.
     """
     async with Asker(url, api_key) as asker:
-        replies = dict(
-            zip(IDENTITY_PATHS, await asyncio.gather(*(asker.get(path) for path in IDENTITY_PATHS)), strict=True)
-        )
+        replies = await identify(asker)
         if all(reply.status is None for reply in replies.values()):
             raise UnreachableError(f"no HTTP server answers at {asker.url}: {replies['/v1/models'].error}")
         entry = model_entry(replies["/v1/models"], model)
@@ -91,6 +90,21 @@ async def probe(
             settings=settings,
         )
     return Probe(info=info, capabilities=api.found)
+
+
+async def identify(asker: Asker) -> dict[str, Reply]:
+    """Replies of all IDENTITY_PATHS.
+
+    What a busy engine did not answer in time beside the others is asked once more: it must not be taken for absent.
+    """
+    replies = await ask_all(asker, IDENTITY_PATHS, FIRST_S)
+    late = [path for path, reply in replies.items() if reply.late]
+    return replies | await ask_all(asker, late, SECOND_S) if len(late) < len(replies) else replies
+
+
+async def ask_all(asker: Asker, paths: Sequence[str], limit_s: float) -> dict[str, Reply]:
+    replies = await asyncio.gather(*(asker.get(path, limit_s) for path in paths))
+    return dict(zip(paths, replies, strict=True))
 
 
 async def probe_launched(

@@ -30,6 +30,7 @@ class FakeApi:
     chat: bool = True
     completions: bool = True
     broken: dict[str, Any] = field(default_factory=dict)  # path -> status, text or "hang"
+    late: dict[str, float] = field(default_factory=dict)  # path -> seconds that its first answer takes
     server: str = "fake"
     api_key: str | None = None
     short_answer: int = 5  # tokens before the end-of-sequence token
@@ -40,6 +41,7 @@ class FakeApi:
         self.asked.append((request.path, body))
         if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
             return web.json_response({"error": {"message": "no key"}}, status=401)
+        await asyncio.sleep(self.late.pop(request.path, 0.0))
         match self.broken.get(request.path):
             case "hang":
                 await asyncio.sleep(60)

@@ -209,6 +209,25 @@ async def test_a_server_that_hangs_costs_its_timeout_and_no_more() -> None:
     assert found.capabilities.chat is True
 
 
+@pytest.mark.parametrize("late", [("/metrics",), ("/metrics", "/version", "/v1/models")])
+async def test_what_a_busy_engine_answers_late_is_not_absent(late: tuple[str, ...], monkeypatch: Any) -> None:
+    monkeypatch.setattr("harness.engines.probe.FIRST_S", 0.3)
+    api = FakeApi(late=dict.fromkeys(late, 0.8))
+    found = await probe_api(api, generate=False)
+    assert found.capabilities.metrics is True
+    assert found.info.model == "tiny"
+    assert not found.capabilities.notes
+    assert [path for path, _ in api.asked].count("/metrics") == 2
+
+
+async def test_a_question_that_never_is_answered_is_asked_twice_and_noted(monkeypatch: Any) -> None:
+    monkeypatch.setattr("harness.engines.probe.FIRST_S", 0.3)
+    monkeypatch.setattr("harness.engines.probe.SECOND_S", 0.4)
+    found = await asyncio.wait_for(probe_api(FakeApi(broken={"/metrics": "hang"}), generate=False), 10)
+    assert found.capabilities.metrics is False
+    assert found.capabilities.notes == ["GET /metrics: no answer within 0.4 s"]
+
+
 async def test_an_endless_answer_is_cut() -> None:
     api = FakeApi(metrics="x" * (MAX_BODY + 100_000))
     assert (await probe_api(api, generate=False)).info.model == "tiny"
