@@ -89,7 +89,7 @@ async def test_no_order_is_judged_where_calls_were_sent_away(tmp_path: Path) -> 
         ((), "PASS"),
         ((0.0,), "FAIL"),
         # The noise of batches: now and then an answer differs that should be greedy.
-        ((0.0,) * 11 + (1.5,), "FAIL"),
+        ((0.0, 0.0, 1.5), "FAIL"),
         ((1.5,) * 11 + (0.0,), "FAIL"),
     ],
     ids=["kept", "ignored", "ignored, with noise", "always high"],
